@@ -1,0 +1,5 @@
+"""`python -m proxy` is `parley`."""
+
+from proxy.cli import main
+
+main()

@@ -1,0 +1,144 @@
+"""A configuration becomes an ASGI application: the one place where bots, store, relay and doors meet."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import blake2b
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from proxy.auth import Authenticate, Key
+from proxy.config import Config
+from proxy.errors import ProxyError, ShuttingDown
+from proxy.openai.chat import ChatCompletions, Limits, Whereabouts
+from proxy.openai.errors import Envelope
+from proxy.openai.models import ModelCard, ModelList, Models
+from proxy.relay import Model, Relay, Rules
+from proxy.stores import open_store
+from proxy.telemetry import AccessLine, App, Receive, Scope, Send, log_turn
+from proxy.vendors import load
+
+EXPOSED_HEADERS = [
+    "x-request-id",
+    "openai-processing-ms",
+    "x-should-retry",
+    "retry-after",
+    "x-parley-conversation",
+    "x-parley-reason",
+    "x-parley-usage",
+    "x-parley-ignored",
+    "x-parley-no-answer",
+]
+
+
+def create_app(config: Config) -> Starlette:
+    """The whole proxy. `app.state.relay` is there for whoever must wait for its replies at shutdown."""
+    store = open_store(config.store, max_parked=config.conversation.max_parked)
+    relay = Relay(store, _rules(config), sink=log_turn)
+    models = {name: Model(name, load(options.vendor)(options), options) for name, options in config.models.items()}
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await relay.drain(config.server.shutdown_grace)
+        for model in models.values():
+            await model.bot.aclose()
+        await store.aclose()
+
+    app = Starlette(
+        routes=[*_probes(relay), _doors(config, relay, models)],
+        middleware=_middleware(config, relay),
+        exception_handlers={HTTPException: _pass_on, ProxyError: _pass_on},
+        lifespan=lifespan,
+    )
+    app.state.relay = relay
+    return app
+
+
+def _rules(config: Config) -> Rules:
+    settings = config.conversation
+    secret = settings.secret.get_secret_value()
+    return Rules(
+        secret=blake2b(secret.encode(), digest_size=32).digest() if secret else secrets.token_bytes(32),
+        idle_ttl=settings.idle_ttl,
+        linger=settings.linger,
+        utility_prompts=settings.utility_prompts,
+    )
+
+
+def _doors(config: Config, relay: Relay, models: dict[str, Model]) -> Mount:
+    table = Models(models, created=int(time.time()))
+    conversation = config.conversation
+    chat = ChatCompletions(
+        relay=relay,
+        models=table,
+        whereabouts=Whereabouts(conversation.scope_headers, conversation.scope_metadata, conversation.user_headers),
+        limits=Limits(config.server.max_body_bytes, config.server.heartbeat),
+    )
+    keys = [Key(key.name, key.digest, key.models) for key in config.keys]
+    return Mount(
+        "/v1",
+        routes=[
+            Route("/chat/completions", chat, methods=["POST"]),
+            Route("/models", ModelList(table), methods=["GET"]),
+            Route("/models/{id:path}", ModelCard(table), methods=["GET"]),
+        ],
+        middleware=[Middleware(Authenticate, keys=keys)],
+    )
+
+
+def _probes(relay: Relay) -> list[Route]:
+    async def alive(request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        return _json({"status": "draining"}, 503) if relay.draining else _json({"status": "ok"})
+
+    return [Route("/healthz", alive), Route("/readyz", ready)]
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def _middleware(config: Config, relay: Relay) -> list[Middleware]:
+    """Outermost first: what counts and names every request, what answers every fault, what lets browsers in."""
+    layers = [Middleware(AccessLine), Middleware(Envelope)]
+    if config.server.cors_origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(config.server.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=EXPOSED_HEADERS,
+            )
+        )
+    layers.append(Middleware(Gate, relay=relay))
+    return layers
+
+
+class Gate:
+    """ASGI middleware: while the proxy drains, nothing new comes in; the probes still answer."""
+
+    def __init__(self, app: App, relay: Relay) -> None:
+        self._app = app
+        self._relay = relay
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._relay.draining and scope["type"] == "http" and scope["path"] not in ("/healthz", "/readyz"):
+            raise ShuttingDown("This proxy is shutting down; try again in a moment", retry_after=1)
+        await self._app(scope, receive, send)
+
+
+async def _pass_on(request: Request, fault: Exception) -> Response:
+    """Let a fault through to the envelope: one place answers them all."""
+    raise fault

@@ -1,0 +1,101 @@
+"""Which parked handle continues a history, and what is new to it. Pure: it names labels, the relay asks the store.
+
+A *partition* is what must never be mixed; inside one, a vendor conversation is found by the digest of the history it
+stands for (its *head*). Matching goes in stages, best first; each names the labels to look under and says which of
+the entries found there fit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from proxy.messages import Handle, Message, Parked
+from proxy.transcript import Chain, Chat, fields_digest, pack
+
+GRACE = 60.0  # seconds before the end of its time (5 % of it if that is less) in which a handle is left alone
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Whose conversation this is: nothing that differs in one of these fields ever meets in a vendor conversation.
+
+    `forwarded` is what is put into the conversation besides messages; inside a scope it does not part.
+    """
+
+    tenant: str
+    model: str
+    bot: str
+    end_user: str = ""
+    scope: str = ""
+    forwarded: Mapping[str, str] = field(default_factory=dict)
+
+    def digest(self) -> bytes:
+        """Equal for equal partitions only."""
+        told = "" if self.scope else fields_digest(self.forwarded).hex()
+        return pack((self.tenant, self.model, self.bot, self.end_user, self.scope, told))
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """How a request is answered: `how` and `reason` as the client is told them, the entry to take if there is one,
+    and the messages that the vendor conversation has not seen and must be told of by a recap."""
+
+    how: str
+    reason: str = ""
+    parked: Parked | None = None
+    untold: Sequence[Message] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One tier of matching: where to look."""
+
+    reason: str
+    labels: Sequence[str]
+
+
+class Conversation:
+    """One request's chat as the store knows it. `idle_ttl` is how long a vendor keeps a silent conversation (seconds).
+
+    `chain` is keyed and started with the partition, so labels of two partitions never meet.
+    """
+
+    def __init__(self, chat: Chat, chain: Chain, *, idle_ttl: float) -> None:
+        self.chat = chat
+        self._chain = chain
+        self._idle_ttl = idle_ttl
+        self._head = chain.head(chat.history)
+
+    def stages(self) -> Iterator[Stage]:
+        """The tiers to be tried, best first; what a later one needs is computed only when it is reached."""
+        if self.chat.history:
+            yield Stage("exact", [self._head.hex()])
+
+    def matches(self, stage: Stage, found: Sequence[Parked], now: float) -> Iterator[Continuation]:
+        """The entries that may be taken, best first, each with what it makes of the request."""
+        for parked in found:
+            if self._is_fresh(parked, now):
+                yield Continuation("continued", stage.reason, parked)
+
+    def unmatched(self, found: Sequence[Parked], *, in_use: bool) -> Continuation:
+        """The answer when nothing could be taken: a new vendor conversation, which gets the history as a recap."""
+        if not self.chat.history:
+            return Continuation("opened")
+        reason = "in-use" if in_use else "expired" if found else "unknown-history"
+        return self.rebuilt(reason)
+
+    def rebuilt(self, reason: str) -> Continuation:
+        """A new vendor conversation that is told the whole history."""
+        if not self.chat.history:
+            return Continuation("opened", reason)
+        return Continuation("rebuilt", reason, untold=self.chat.history)
+
+    def parked(self, handle: Handle, reply: str, now: float) -> Parked:
+        """The entry for a handle that has answered this turn, at the head of history, turn and reply as given."""
+        head = self._chain.head([*self.chat.turn, Message("assistant", reply)], self._head)
+        return Parked(
+            id=uuid4().hex, handle=handle, labels=[head.hex()], marks={}, spoken_at=now, ttl=2 * self._idle_ttl
+        )
+
+    def _is_fresh(self, parked: Parked, now: float) -> bool:
+        return now - parked.spoken_at < self._idle_ttl - min(GRACE, 0.05 * self._idle_ttl)

@@ -1,0 +1,128 @@
+"""The words this program is written in: plain values, no I/O, nothing of OpenAI's or any vendor's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Something in a message that is not text: its bytes, or the URL a client named (never fetched by us).
+
+    `path` is where it stood in the client's request, for an error that must name it.
+    """
+
+    kind: Literal["image", "audio", "file"]
+    media_type: str = ""
+    data: bytes | None = None
+    url: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call the assistant asked for; `arguments` is JSON text as the client sent it."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat. `developer` has become `system` and `function` has become `tool`."""
+
+    role: Role
+    text: str
+    attachments: Sequence[Attachment] = ()
+    tool_calls: Sequence[ToolCall] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A vendor's own reference to one of its conversations; opaque to all but that vendor's adapter."""
+
+    data: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of a reply."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the vendor says a turn cost, in tokens; vendors here give one total and no split."""
+
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of a reply. `extra` holds what a vendor told beside it, such as `{"no_answer": True}`."""
+
+    reason: Literal["stop", "length"] = "stop"
+    usage: Usage | None = None
+    extra: Mapping[str, bool | int | str] = field(default_factory=dict)
+
+
+Event = Handle | Delta | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a client wants: the whole chat as it sees it, and who it is.
+
+    `tenant` is the name of the caller's key, `scope` a conversation id that the client happens to send ("" if none),
+    `end_user` the person behind the client. `stream` says whether the reply is wanted piece by piece.
+    """
+
+    tenant: str
+    messages: Sequence[Message]
+    end_user: str = ""
+    scope: str = ""
+    contact: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a bot is asked now.
+
+    `new` are the messages to send, `history` what came before them, `handle` the vendor conversation that has
+    seen that history (None: open one). `priming` is the system prompt to be handed over and `recap` the block
+    that tells a conversation what it has not seen; both are "" when there is nothing to tell. `end_user` and
+    `contact` (email, phone_number, nickname) name the person, `metadata` is what the client attached, and
+    `stream` says whether the client wants the reply piece by piece.
+    """
+
+    new: Sequence[Message]
+    history: Sequence[Message] = ()
+    handle: Handle | None = None
+    priming: str = ""
+    recap: str = ""
+    end_user: str = ""
+    contact: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A handle at rest in a store.
+
+    It may be found under any of its `labels`; `marks` is what tolerant matching compares; `spoken_at` is when the
+    vendor last spoke (seconds since the epoch) and `ttl` how many seconds after that it may still be resumed.
+    """
+
+    id: str
+    handle: Handle
+    labels: Sequence[str]
+    marks: Mapping[str, str]
+    spoken_at: float
+    ttl: float

@@ -1,0 +1,90 @@
+"""POST /v1/chat/completions: a client's request becomes an ask, the running reply becomes its answer."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from proxy.messages import Ask
+from proxy.openai.delivery import Form, deliver, read_body
+from proxy.openai.models import Models
+from proxy.openai.request import ChatRequest, parse
+from proxy.relay import Relay
+from proxy.telemetry import Receive, Scope, Send
+
+CONTACT_KEYS = ("email", "phone_number", "nickname")
+
+_SCOPE = re.compile(r"[\x21-\x7e]{1,256}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a request may say which conversation it belongs to, and who is speaking: header and metadata names."""
+
+    scope_headers: Sequence[str] = ()
+    scope_metadata: Sequence[str] = ()
+    user_headers: Sequence[str] = ()
+
+    def scope(self, headers: Mapping[str, str], metadata: Mapping[str, str]) -> tuple[str, str]:
+        """The conversation id and where it came from; the first source present counts."""
+        for name in self.scope_headers:
+            if name.lower() in headers:
+                return headers[name.lower()], name
+        for name in self.scope_metadata:
+            if name in metadata:
+                return metadata[name], f"metadata.{name}"
+        return "", ""
+
+    def end_user(self, headers: Mapping[str, str]) -> str:
+        """The person a front end names in a header."""
+        return next((headers[name.lower()] for name in self.user_headers if headers.get(name.lower())), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes of a body and seconds of a silence."""
+
+    max_body_bytes: int
+    heartbeat: float
+
+
+@dataclass(slots=True)
+class ChatCompletions:
+    """The door, as an ASGI endpoint."""
+
+    relay: Relay
+    models: Models
+    whereabouts: Whereabouts
+    limits: Limits
+    log_content: bool = field(default=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = parse(await read_body(scope, receive, limit=self.limits.max_body_bytes))
+        known = scope["parley"]
+        model = self.models.find(request.model, scope["parley.key"])
+        known |= {"model": model.name, "stream": request.stream}
+        ask, ignored = self._ask(scope, request)
+        form = Form(request.model, request.stream, request.include_usage, request.prompt_tokens, ignored)
+        reply = self.relay.ask(model, ask)
+        await deliver(scope, receive, send, reply, form, heartbeat=self.limits.heartbeat)
+
+    def _ask(self, scope: Scope, request: ChatRequest) -> tuple[Ask, Sequence[str]]:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        scope_id, source = self.whereabouts.scope(headers, request.metadata)
+        ignored = list(request.ignored)
+        if source and not _SCOPE.match(scope_id):
+            ignored.append(source)
+            scope_id = ""
+        contact = {name: request.metadata[name] for name in CONTACT_KEYS if request.metadata.get(name)}
+        if request.user:
+            contact.setdefault("nickname", request.user)
+        kept = {k: v for k, v in request.metadata.items() if k not in (*CONTACT_KEYS, *self.whereabouts.scope_metadata)}
+        ask = Ask(
+            tenant=scope["parley.key"].name,
+            messages=request.messages,
+            end_user=request.end_user or self.whereabouts.end_user(headers),
+            scope=scope_id,
+            contact=contact,
+            metadata=kept,
+            stream=request.stream,
+        )
+        return ask, ignored

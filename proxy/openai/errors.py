@@ -1,0 +1,140 @@
+"""Our errors in OpenAI's envelope: the one table of statuses, and the middleware that answers with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+import orjson
+from starlette.exceptions import HTTPException
+
+from proxy.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    NoAnswer,
+    NotFound,
+    ProxyError,
+    RateLimited,
+    RequestTooLarge,
+    ShuttingDown,
+    Unauthorized,
+    VendorAuthFailed,
+    VendorError,
+    VendorRateLimited,
+    VendorRefused,
+    VendorTimeout,
+    VendorUnavailable,
+)
+from proxy.reply import ListenerLeft
+from proxy.telemetry import App, Message, Receive, Scope, Send, log
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How one kind of error is answered; `retry` is what the SDKs read in `x-should-retry`."""
+
+    status: int
+    type: str
+    retry: bool
+
+
+ROWS: Mapping[type[ProxyError], Row] = {  # the nearest ancestor's row counts
+    ProxyError: Row(500, "api_error", False),
+    InvalidRequest: Row(400, "invalid_request_error", False),
+    Unauthorized: Row(401, "invalid_request_error", False),
+    ModelNotFound: Row(404, "invalid_request_error", False),
+    NotFound: Row(404, "invalid_request_error", False),
+    MethodNotAllowed: Row(405, "invalid_request_error", False),
+    RequestTooLarge: Row(413, "invalid_request_error", False),
+    RateLimited: Row(429, "rate_limit_error", True),
+    VendorRateLimited: Row(429, "rate_limit_error", True),
+    ShuttingDown: Row(503, "api_error", True),
+    VendorError: Row(502, "api_error", False),
+    VendorAuthFailed: Row(502, "api_error", False),
+    VendorRefused: Row(502, "api_error", False),
+    VendorUnavailable: Row(502, "api_error", True),
+    VendorTimeout: Row(504, "api_error", False),
+    NoAnswer: Row(502, "api_error", False),
+}
+
+RETRY_AFTER_MAX = 60  # seconds; SDKs do not wait for more, they give up
+
+
+def row(fault: ProxyError) -> Row:
+    """The table's row for an error."""
+    return next(ROWS[kind] for kind in type(fault).__mro__ if kind in ROWS)
+
+
+def envelope(fault: ProxyError) -> bytes:
+    """`{"error": {...}}`; the message ends in the code, by which our own texts are known in a history."""
+    message = f"{fault.message} (parley: {fault.code})"
+    param = fault.param if isinstance(fault, InvalidRequest) else None
+    return orjson.dumps({"error": {"message": message, "type": row(fault).type, "param": param, "code": fault.code}})
+
+
+def headers(fault: ProxyError) -> list[tuple[bytes, bytes]]:
+    """The headers an error is answered with, its body's apart."""
+    lines = [(b"x-should-retry", b"true" if row(fault).retry else b"false")]
+    if fault.retry_after is not None:
+        lines.append((b"retry-after", b"%d" % max(0, ceil(fault.retry_after))))
+    elif row(fault).status == 429:
+        lines.append((b"retry-after", b"1"))
+    if isinstance(fault, ShuttingDown | RequestTooLarge):
+        lines.append((b"connection", b"close"))
+    return lines
+
+
+class Envelope:
+    """ASGI middleware: whatever is raised before the response has begun is answered in OpenAI's form."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ListenerLeft:
+            scope["parley"]["outcome"] = "left"
+        except Exception as fault:
+            if begun or scope["type"] != "http":
+                raise
+            await answer(send, explained(fault, scope))
+
+
+def explained(fault: Exception, scope: Scope) -> ProxyError:
+    """Any exception as one of ours. What nobody expected is logged by its place and told by the request id only."""
+    known = scope.get("parley", {})
+    if isinstance(fault, ProxyError):
+        error = fault
+    elif isinstance(fault, HTTPException):
+        error = _from_routing(fault, scope)
+    else:
+        log.error("internal error", extra={"parley": {"request_id": known.get("request_id")}}, exc_info=fault)
+        error = ProxyError(f"Something went wrong here; the log tells more under {known.get('request_id')}")
+    known["outcome"] = error.code
+    return error
+
+
+def _from_routing(fault: HTTPException, scope: Scope) -> ProxyError:
+    path = scope["path"][:200]
+    if fault.status_code == 405:
+        allowed = (fault.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"{scope['method']} is not allowed on {path}; use {allowed}")
+    return NotFound(
+        f"There is nothing at {path}. Chat bots are served at /v1/chat/completions, and listed at /v1/models"
+    )
+
+
+async def answer(send: Send, fault: ProxyError) -> None:
+    """Send an error as a whole response."""
+    body = envelope(fault)
+    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers(fault)]
+    await send({"type": "http.response.start", "status": row(fault).status, "headers": lines})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,326 @@
+"""What a client sends, checked and put into our words: every field is honoured, refused by name, or listed as ignored.
+
+Written by hand and not as a schema: a union of roles and part kinds gives a schema's errors no usable `param`, and
+unknown extras must pass. Source: OpenAI's API reference for chat completions, and what clients were seen to send.
+"""
+
+import binascii
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from proxy.errors import InvalidRequest
+from proxy.messages import Attachment, Message, Role, ToolCall
+from proxy.openai.delivery import estimated_tokens
+
+Check = Callable[[Any], str]  # what is wrong with a value, "" if nothing
+
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A checked request. `ignored` names the fields that were accepted but that no bot here can honour."""
+
+    model: str
+    messages: Sequence[Message]
+    stream: bool
+    include_usage: bool
+    end_user: str
+    user: str
+    metadata: Mapping[str, str]
+    ignored: Sequence[str]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """An estimate over all messages the client sent."""
+        return estimated_tokens(sum(len(message.text.encode()) for message in self.messages))
+
+
+def parse(body: bytes) -> ChatRequest:
+    """Check a request body. Raises InvalidRequest with the `param` at fault."""
+    fields = _object(body)
+    for name, check in _CHECKS.items():
+        value = fields.get(name)
+        if value is not None and (wrong := check(value)):
+            raise InvalidRequest(f"`{name}` {wrong}", param=name, code=_code(wrong))
+    _refuse(fields)
+    options = fields.get("stream_options") or {}
+    return ChatRequest(
+        model=_required(fields, "model", ""),
+        messages=_messages(_required(fields, "messages", [])),
+        stream=bool(fields.get("stream")),
+        include_usage=bool(options.get("include_usage")),
+        end_user=fields.get("safety_identifier") or fields.get("user") or "",
+        user=fields.get("user") or "",
+        metadata=fields.get("metadata") or {},
+        ignored=[name for name, value in fields.items() if name not in HONOURED and value is not None],
+    )
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as fault:
+        raise InvalidRequest(f"The body is not valid JSON: {fault.msg} at {fault.pos}", code="invalid_json") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("The body must be a JSON object", code="invalid_json")
+    return fields
+
+
+def _required(fields: Mapping[str, Any], name: str, empty: object) -> Any:
+    value = fields.get(name)
+    if value is None or value == empty:
+        raise InvalidRequest(f"`{name}` is required and must not be empty", param=name, code=_MISSING)
+    return value
+
+
+_MISSING = "missing_required_parameter"
+
+
+def _code(wrong: str) -> str:
+    return "invalid_type" if wrong.startswith("must be a") else "invalid_value"
+
+
+# --- single values
+
+
+def _of(kind: type | tuple[type, ...], name: str) -> Check:
+    def check(value: Any) -> str:
+        right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        return "" if right else f"must be {name}"
+
+    return check
+
+
+def _number(low: float, high: float) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return "must be a number"
+        return "" if low <= value <= high else f"is out of range: {low:g} to {high:g}"
+
+    return check
+
+
+def _integer(low: int, high: int, otherwise: str = "") -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return "must be an integer"
+        return "" if low <= value <= high else otherwise or f"is out of range: {low} to {high}"
+
+    return check
+
+
+def _strings(value: Any) -> str:
+    if not isinstance(value, dict):
+        return "must be an object"
+    return "" if all(isinstance(text, str) for text in value.values()) else "must be an object of strings"
+
+
+def _stop(value: Any) -> str:
+    if isinstance(value, str):
+        return ""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        return "must be a string or an array of strings"
+    return "" if len(value) <= 4 else "holds more than 4 sequences"
+
+
+_STRING, _BOOLEAN = _of(str, "a string"), _of(bool, "a boolean")
+_OBJECT, _ARRAY = _of(dict, "an object"), _of(list, "an array")
+_WORD_OR_OBJECT = _of((str, dict), "a string or an object")
+_MOST = 2**53
+
+_CHECKS: Mapping[str, Check] = {
+    "model": _STRING,
+    "messages": _ARRAY,
+    "stream": _BOOLEAN,
+    "stream_options": _OBJECT,
+    "user": _STRING,
+    "safety_identifier": _STRING,
+    "metadata": _strings,
+    "n": _integer(1, 1, "greater than 1 is not supported: a bot gives one answer"),
+    "stop": _stop,
+    "max_tokens": _integer(1, _MOST),
+    "max_completion_tokens": _integer(1, _MOST),
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "frequency_penalty": _number(-2, 2),
+    "presence_penalty": _number(-2, 2),
+    "logit_bias": _OBJECT,
+    "seed": _integer(-_MOST * 1024, _MOST * 1024),
+    "prompt_cache_key": _STRING,
+    "prompt_cache_retention": _STRING,
+    "store": _BOOLEAN,
+    "service_tier": _STRING,
+    "verbosity": _STRING,
+    "reasoning_effort": _STRING,
+    "prediction": _OBJECT,
+    "modalities": _ARRAY,
+    "audio": _OBJECT,
+    "parallel_tool_calls": _BOOLEAN,
+    "logprobs": _BOOLEAN,
+    "top_logprobs": _integer(0, 20),
+    "response_format": _OBJECT,
+    "tools": _ARRAY,
+    "functions": _ARRAY,
+    "tool_choice": _WORD_OR_OBJECT,
+    "function_call": _WORD_OR_OBJECT,
+    "web_search_options": _OBJECT,
+}
+
+HONOURED = frozenset({"model", "messages", "stream", "stream_options", "user", "safety_identifier", "metadata", "n"})
+
+
+def _refuse(fields: Mapping[str, Any]) -> None:
+    """Refuse what would change the answer's form or meaning in a way that a client relies on."""
+    schema = (fields.get("response_format") or {}).get("json_schema")
+    modalities = fields.get("modalities") or []
+    choice = fields.get("tool_choice")
+    wanted = {
+        "logprobs": fields.get("logprobs") is True,
+        "top_logprobs": fields.get("top_logprobs") is not None,
+        "audio": fields.get("audio") is not None,
+        "modalities": any(kind != "text" for kind in modalities),
+        "tool_choice": choice == "required" or isinstance(choice, dict),
+        "function_call": isinstance(fields.get("function_call"), dict),
+        "response_format": isinstance(schema, dict) and schema.get("strict") is True,
+    }
+    for name, asked in wanted.items():
+        if asked:
+            raise InvalidRequest(
+                f"`{name}` asks for something that the bots behind this proxy cannot give; leave it out",
+                param=name,
+                code="unsupported_parameter",
+            )
+
+
+# --- messages
+
+
+def _messages(values: Sequence[Any]) -> list[Message]:
+    return [_message(value, f"messages[{i}]") for i, value in enumerate(values)]
+
+
+def _message(value: Any, path: str) -> Message:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"`{path}` must be an object", param=path, code="invalid_type")
+    role = value.get("role")
+    if role is None:
+        raise InvalidRequest(f"`{path}.role` is required", param=f"{path}.role", code=_MISSING)
+    if not isinstance(role, str) or role not in ROLES:
+        raise InvalidRequest(f"`{path}.role` is none of {', '.join(ROLES)}", param=f"{path}.role")
+    content = value.get("content")
+    if content is None and isinstance(value.get("refusal"), str):
+        content = value["refusal"]
+    text, attachments = _content(content, f"{path}.content")
+    calls = _tool_calls(value, path) if role == "assistant" else ()
+    return Message(ROLES[role], text, attachments, calls)
+
+
+def _content(content: Any, path: str) -> tuple[str, Sequence[Attachment]]:
+    if content is None or isinstance(content, str):
+        return content or "", ()
+    if not isinstance(content, list):
+        raise InvalidRequest(f"`{path}` must be a string or an array of parts", param=path, code="invalid_type")
+    texts: list[str] = []
+    attachments: list[Attachment] = []
+    for i, part in enumerate(content):
+        at = f"{path}[{i}]"
+        if not isinstance(part, dict):
+            raise InvalidRequest(f"`{at}` must be an object", param=at, code="invalid_type")
+        kind = part.get("type")
+        if kind in ("text", "refusal"):
+            texts.append(_text(part, kind, at))
+        elif isinstance(kind, str) and kind in _ATTACHMENTS:
+            attachments.append(_ATTACHMENTS[kind](part.get(kind), f"{at}.{kind}"))
+        else:
+            known = ", ".join(["text", "refusal", *_ATTACHMENTS])
+            raise InvalidRequest(f"`{at}.type` is none of {known}", param=f"{at}.type", code="unsupported_value")
+    return "".join(texts), attachments
+
+
+def _text(part: Mapping[str, Any], name: str, path: str) -> str:
+    value = part.get(name)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"`{path}.{name}` must be a string", param=f"{path}.{name}", code="invalid_type")
+    return value
+
+
+def _field(value: Any, name: str, path: str) -> str:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"`{path}` must be an object", param=path, code="invalid_type")
+    return _text(value, name, path)
+
+
+def _image(value: Any, path: str) -> Attachment:
+    url = _field(value, "url", path)
+    if not url.startswith("data:"):
+        if not url.startswith(("https://", "http://")):
+            raise InvalidRequest(f"`{path}.url` must be an https: or data: URL", param=f"{path}.url")
+        return Attachment("image", url=url, path=path)
+    head, comma, data = url[5:].partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise InvalidRequest(f"`{path}.url` is no base64 data: URL", param=f"{path}.url")
+    return Attachment("image", head.partition(";")[0], data=_decoded(data, f"{path}.url"), path=path)
+
+
+def _audio(value: Any, path: str) -> Attachment:
+    return Attachment(
+        "audio", f"audio/{_field(value, 'format', path)}", _decoded(_field(value, "data", path), path), path=path
+    )
+
+
+def _file(value: Any, path: str) -> Attachment:
+    if isinstance(value, dict) and isinstance(value.get("file_id"), str):
+        return Attachment("file", url=f"file-id:{value['file_id']}", path=path)
+    data = _field(value, "file_data", path)
+    head, comma, rest = data.partition(",")
+    media_type = head.removeprefix("data:").partition(";")[0] if comma else ""
+    return Attachment("file", media_type, _decoded(rest if comma else data, f"{path}.file_data"), path=path)
+
+
+def _decoded(data: str, path: str) -> bytes:
+    try:
+        return b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"`{path}` is not valid base64", param=path) from None
+
+
+_ATTACHMENTS: Mapping[str, Callable[[Any, str], Attachment]] = {
+    "image_url": _image,
+    "input_audio": _audio,
+    "file": _file,
+}
+
+
+def _tool_calls(value: Mapping[str, Any], path: str) -> Sequence[ToolCall]:
+    calls = value.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise InvalidRequest(f"`{path}.tool_calls` must be an array", param=f"{path}.tool_calls", code="invalid_type")
+    found = [_tool_call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    if (old := value.get("function_call")) is not None:
+        found.append(ToolCall(_field(old, "name", f"{path}.function_call"), _arguments(old, "arguments")))
+    return found
+
+
+def _tool_call(call: Any, path: str) -> ToolCall:
+    if isinstance(call, dict) and call.get("type") == "custom":
+        custom = call.get("custom")
+        return ToolCall(_field(custom, "name", f"{path}.custom"), _arguments(custom, "input"))
+    function = call.get("function") if isinstance(call, dict) else None
+    return ToolCall(_field(function, "name", f"{path}.function"), _arguments(function, "arguments"))
+
+
+def _arguments(call: Any, name: str) -> str:
+    arguments = call.get(name)
+    return arguments if isinstance(arguments, str) else ""

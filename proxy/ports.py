@@ -1,0 +1,47 @@
+"""The two plugs: what a bot and a store promise to the relay."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Protocol
+
+from proxy.messages import Event, Parked, Turn
+
+
+class Bot(Protocol):
+    """One configured chatbot at one vendor, safe for many concurrent turns."""
+
+    @property
+    def identity(self) -> str:
+        """Vendor, base URL, bot id and a digest of the configured credential: equal for equal bots only."""
+
+    def check(self, turn: Turn) -> None:
+        """Raise InvalidRequest for content this bot cannot carry. Pure; called before any conversation is looked up."""
+
+    def forwarded(self, turn: Turn) -> Mapping[str, str]:
+        """What of this turn, its messages apart, this bot puts into the vendor's conversation. Pure."""
+
+    def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        """Speak: a Handle once it is known, Deltas, and exactly one Finish, last.
+
+        Without `turn.handle` a conversation is opened first. A given handle is yielded again only if the vendor
+        changed it. Raises VendorError; ConversationExpired only if a handle was sent and no Delta was yielded.
+        Closing the generator hangs up on the vendor.
+        """
+
+    async def aclose(self) -> None:
+        """Give up all connections."""
+
+
+class ConversationStore(Protocol):
+    """Parked handles, bounded in number and in age. It may lose entries; it never brings one back."""
+
+    async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
+        """Entries with any of these labels, newest first. A hint: may be stale by the time it is read."""
+
+    async def take(self, id: str) -> Parked | None:
+        """Remove an entry and return it; of many callers one gets it, the others None."""
+
+    async def put(self, parked: Parked) -> None:
+        """Park an entry until its time is over."""
+
+    async def aclose(self) -> None:
+        """Let go of files and sockets."""

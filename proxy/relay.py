@@ -1,0 +1,279 @@
+"""The one use case: find the conversation, let the bot speak, park the handle; again from history if it was lost."""
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+
+from proxy.config import ModelOptions
+from proxy.conversation import Continuation, Conversation, Partition
+from proxy.errors import (
+    ConversationExpired,
+    InvalidRequest,
+    NoAnswer,
+    ProxyError,
+    ShuttingDown,
+    StoreUnavailable,
+    VendorFailed,
+)
+from proxy.markup import MarkupFilter
+from proxy.messages import Ask, Delta, Event, Finish, Handle, Parked, Turn
+from proxy.ports import Bot, ConversationStore
+from proxy.reply import Reply, Said
+from proxy.telemetry import Sink, TurnRecord, log
+from proxy.transcript import Chain, Chat, cut, recap
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A bot under the name that clients ask for, with the settings of its entry in the configuration."""
+
+    name: str
+    bot: Bot
+    options: ModelOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for every conversation: the key of the fingerprints, and times in seconds."""
+
+    secret: bytes
+    idle_ttl: float
+    linger: float
+    utility_prompts: Sequence[re.Pattern[str]] = ()
+
+
+class Relay:
+    """Answers asks. Knows every running reply, so that a shutdown can wait for them."""
+
+    def __init__(
+        self, store: ConversationStore, rules: Rules, *, sink: Sink, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._rules = rules
+        self._sink = sink
+        self._clock = clock
+        self._running: set[Reply] = set()
+        self._in_use: Counter[str] = Counter()
+        self.draining = False
+
+    def ask(self, model: Model, ask: Ask) -> Reply:
+        """Start the reply. Raises InvalidRequest if there is nothing to say or the bot cannot carry it."""
+        if self.draining:
+            raise ShuttingDown("this proxy is shutting down; try again in a moment", retry_after=1)
+        chat = cut(ask.messages)
+        _require_something_new(chat)
+        turn = _plain_turn(model, ask, chat)
+        model.bot.check(turn)
+        utility = self._is_utility(chat)
+        record = TurnRecord(model.name)
+        conversation = self._conversation(model, ask, chat, turn)
+        events = self._spoken(model, conversation, turn, record, utility=utility)
+        reply = Reply(self._recorded(events, record), record, linger=0 if utility else self._rules.linger)
+        self._running.add(reply)
+        reply.ended.add_done_callback(lambda _: self._running.discard(reply))
+        return reply
+
+    async def drain(self, grace: float) -> None:
+        """Take no new asks; wait for the running replies to end, stop what has not after `grace` seconds."""
+        self.draining = True
+        running = [reply.ended for reply in self._running]
+        if running:
+            _, late = await asyncio.wait(running, timeout=grace)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _conversation(self, model: Model, ask: Ask, chat: Chat, turn: Turn) -> Conversation:
+        partition = Partition(
+            tenant=ask.tenant,
+            model=model.name,
+            bot=model.bot.identity,
+            end_user=ask.end_user,
+            scope=ask.scope,
+            forwarded=model.bot.forwarded(turn),
+        )
+        chain = Chain(self._rules.secret, partition.digest())
+        return Conversation(chat, chain, idle_ttl=model.options.idle_ttl or self._rules.idle_ttl)
+
+    def _is_utility(self, chat: Chat) -> bool:
+        question = next((m.text for m in reversed(chat.turn) if m.role == "user"), "")
+        return any(pattern.search(question) for pattern in self._rules.utility_prompts)
+
+    async def _recorded(self, events: AsyncGenerator[Said, None], record: TurnRecord) -> AsyncGenerator[Said, None]:
+        """Pass events on and keep the record; what no client asked for ends here too, whatever happens."""
+        record.outcome = "left"
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Delta):
+                        record.deltas += 1
+                        record.first_delta = record.first_delta or time.monotonic()
+                    else:
+                        record.outcome = "ok"
+                    yield event
+        except ProxyError as fault:
+            record.outcome = fault.code
+            raise
+        except Exception:
+            record.outcome = "internal_error"
+            raise
+        finally:
+            record.ended = time.monotonic()
+            self._sink(record)
+
+    async def _spoken(
+        self, model: Model, conversation: Conversation, turn: Turn, record: TurnRecord, *, utility: bool
+    ) -> AsyncGenerator[Said, None]:
+        """The reply, from the best conversation there is; from a new one if the vendor has forgotten that."""
+        continuation = await self._seat(conversation, utility=utility)
+        try:
+            async with aclosing(self._said(model, conversation, turn, continuation, record)) as events:
+                async for event in events:
+                    yield event
+        except ConversationExpired as lost:
+            if continuation.parked is None:
+                raise VendorFailed(lost.message, delivered=False) from lost
+            again = conversation.rebuilt("vendor-forgot")
+            async with aclosing(self._said(model, conversation, turn, again, record)) as events:
+                async for event in events:
+                    yield event
+
+    async def _seat(self, conversation: Conversation, *, utility: bool) -> Continuation:
+        """Take the best parked handle; of many callers that want the same one, one gets it."""
+        if utility:
+            return replace(conversation.rebuilt(""), how="utility")
+        seen: Sequence[Parked] = ()
+        in_use = False
+        try:
+            for stage in conversation.stages():
+                seen = await self._store.find(stage.labels)
+                for continuation in conversation.matches(stage, seen, self._clock()):
+                    assert continuation.parked is not None
+                    if taken := await self._store.take(continuation.parked.id):
+                        return replace(continuation, parked=taken)
+                    in_use = True
+                in_use = in_use or any(self._in_use[label] for label in stage.labels)
+        except StoreUnavailable:
+            return conversation.rebuilt("store-unavailable")
+        return conversation.unmatched(seen, in_use=in_use)
+
+    async def _said(
+        self, model: Model, conversation: Conversation, plain: Turn, continuation: Continuation, record: TurnRecord
+    ) -> AsyncGenerator[Said, None]:
+        """One try at one vendor conversation, from handing the turn over to parking the handle."""
+        continuation, turn = _told(model, plain, continuation)
+        record.how, record.reason = continuation.how, continuation.reason
+        speech = _Speech(model)
+        with self._holding(continuation.parked):
+            try:
+                async with aclosing(model.bot.reply(turn)) as events:
+                    async for event in events:
+                        for said in speech.heard(event):
+                            yield said
+            except ConversationExpired:
+                raise
+            except ProxyError as fault:
+                if not fault.delivered and continuation.parked is not None:
+                    await self._park(continuation.parked)
+                raise
+            handle = speech.handle or turn.handle
+            if handle is not None and continuation.how != "utility":
+                record.parked = await self._park(conversation.parked(handle, speech.text, self._clock()))
+        yield speech.finish
+
+    @contextmanager
+    def _holding(self, parked: Parked | None) -> Iterator[None]:
+        """Remember which labels a running turn has taken its handle from, to tell others why they got none."""
+        labels = parked.labels if parked is not None else ()
+        self._in_use.update(labels)
+        try:
+            yield
+        finally:
+            self._in_use.subtract(labels)
+            for label in labels:
+                if not self._in_use[label]:
+                    del self._in_use[label]
+
+    async def _park(self, parked: Parked) -> bool:
+        try:
+            await self._store.put(parked)
+        except StoreUnavailable as fault:
+            log.warning("not parked: %s", fault.message)
+            return False
+        return True
+
+
+class _Speech:
+    """What a bot has said so far, as the client is given it."""
+
+    def __init__(self, model: Model) -> None:
+        self.handle: Handle | None = None
+        self.finish = Finish()
+        self._pieces: list[str] = []
+        self._markup = MarkupFilter() if model.options.html == "markdown" else None
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def heard(self, event: Event) -> Iterator[Delta]:
+        """What of this event goes on to the client now. Raises NoAnswer at the end of a reply that says nothing."""
+        if isinstance(event, Handle):
+            self.handle = event
+        elif isinstance(event, Delta):
+            yield from self._given(event.text if self._markup is None else self._markup.feed(event.text))
+        else:
+            if self._markup is not None:
+                yield from self._given(self._markup.flush())
+            self.finish = event
+            if not self.text.strip():
+                raise NoAnswer("The bot's reply was blank; ask again in other words, or look at it at its vendor")
+
+    def _given(self, text: str) -> Iterator[Delta]:
+        if text:
+            self._pieces.append(text)
+            yield Delta(text)
+
+
+def _require_something_new(chat: Chat) -> None:
+    if not chat.turn:
+        raise InvalidRequest(
+            "There is nothing new to say: `messages` must end with a message from the user, with text or an attachment",
+            param="messages",
+        )
+
+
+def _plain_turn(model: Model, ask: Ask, chat: Chat) -> Turn:
+    return Turn(
+        new=chat.turn,
+        history=chat.history,
+        priming=chat.priming if model.options.system_prompt == "forward" else "",
+        end_user=ask.end_user,
+        contact=ask.contact,
+        metadata=ask.metadata,
+        stream=ask.stream,
+    )
+
+
+def _told(model: Model, plain: Turn, continuation: Continuation) -> tuple[Continuation, Turn]:
+    """The turn for this continuation: with its handle, and with a recap of what the conversation has not seen."""
+    options = model.options
+    block = ""
+    if continuation.untold:
+        if options.recap == "refuse" and continuation.how != "utility":
+            raise InvalidRequest(
+                "No conversation with this bot fits this history, and its configuration says `recap: refuse`: "
+                "start a new chat",
+                param="messages",
+                code="conversation_not_found",
+            )
+        if options.recap == "forward":
+            block = recap(continuation.untold, max_chars=options.recap_max_chars, wording=options.recap_text)
+        elif continuation.how == "rebuilt":
+            continuation = replace(continuation, reason="recap-off")
+    handle = continuation.parked.handle if continuation.parked is not None else None
+    return continuation, replace(plain, handle=handle, recap=block)

@@ -1,0 +1,71 @@
+"""Parked handles in this process: cachetools with an expiry per entry, bounded in all and per label."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from cachetools import TLRUCache
+
+from proxy.messages import Parked
+
+PER_LABEL = 32
+
+
+class MemoryStore:
+    """A ConversationStore that lives and dies with the process. The least recently used entries go first."""
+
+    def __init__(self, *, max_parked: int, clock: Callable[[], float] = time.time) -> None:
+        self._max_parked = max_parked
+        self._entries: TLRUCache[str, Parked] = TLRUCache(max_parked + 1, _expiry, timer=clock)
+        self._ids: dict[str, list[str]] = {}  # label -> ids, oldest first
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
+        """Entries with any of these labels, newest first."""
+        self._expire()
+        ids = dict.fromkeys(id for label in labels for id in self._ids.get(label, ()))
+        return sorted((self._entries[id] for id in reversed(ids)), key=lambda parked: -parked.spoken_at)
+
+    async def take(self, id: str) -> Parked | None:
+        """Remove an entry; atomic because nothing here awaits."""
+        self._expire()
+        parked = self._entries.pop(id, None)
+        if parked is not None:
+            self._unlabel(parked)
+        return parked
+
+    async def put(self, parked: Parked) -> None:
+        """Park an entry; whatever is too much then goes, the oldest of its label and the least used of all."""
+        with self._entries.timer:
+            self._expire()
+            self._entries[parked.id] = parked
+            if parked.id not in self._entries:
+                return  # its time was over before it was parked
+            for label in parked.labels:
+                self._ids.setdefault(label, []).append(parked.id)
+            for label in parked.labels:
+                if len(self._ids[label]) > PER_LABEL:
+                    self._unlabel(self._entries.pop(self._ids[label][0]))
+            while len(self._entries) > self._max_parked:
+                self._unlabel(self._entries.popitem()[1])
+
+    async def aclose(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self._ids.clear()
+
+    def _expire(self) -> None:
+        for _, parked in self._entries.expire():
+            self._unlabel(parked)
+
+    def _unlabel(self, parked: Parked) -> None:
+        for label in parked.labels:
+            ids = self._ids[label]
+            ids.remove(parked.id)
+            if not ids:
+                del self._ids[label]
+
+
+def _expiry(id: str, parked: Parked, now: float) -> float:
+    return parked.spoken_at + parked.ttl

@@ -1,0 +1,167 @@
+"""What is known about one request and one turn, and who is told: no message text, no secrets."""
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from json import dumps
+from typing import Any
+from uuid import uuid4
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("parley")
+
+_WELL_FORMED_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}\Z")
+
+
+@dataclass(slots=True)
+class TurnRecord:
+    """One turn at one bot, filled in while it runs. Times are seconds of a monotonic clock.
+
+    `how` and `reason` are what `x-parley-conversation` and `x-parley-reason` tell; `outcome` is "ok", an error code,
+    "left" (nobody listened any more) or "" while it runs.
+    """
+
+    model: str
+    how: str = ""
+    reason: str = ""
+    outcome: str = ""
+    started: float = field(default_factory=time.monotonic)
+    first_delta: float | None = None
+    ended: float | None = None
+    deltas: int = 0
+    parked: bool = False
+    heard: bool = True
+
+
+Sink = Callable[[TurnRecord], None]
+
+
+def fan_out(sinks: Iterable[Sink]) -> Sink:
+    """One sink out of many."""
+    sinks = tuple(sinks)
+
+    def every(record: TurnRecord) -> None:
+        for sink in sinks:
+            sink(record)
+
+    return every
+
+
+def log_turn(record: TurnRecord) -> None:
+    """A sink: a line for every turn whose end nobody heard; the others are told by their request's access line."""
+    if not record.heard:
+        log.info("turn", extra={"parley": turn_fields(record)})
+
+
+def turn_fields(record: TurnRecord) -> dict[str, object]:
+    """What a log line says of a turn."""
+    ended = record.ended or time.monotonic()
+    return {
+        "model": record.model,
+        "conversation": record.how,
+        "reason": record.reason,
+        "outcome": record.outcome,
+        "first_delta_ms": _ms(record.first_delta - record.started) if record.first_delta is not None else None,
+        "turn_ms": _ms(ended - record.started),
+        "deltas": record.deltas,
+        "parked": record.parked,
+    }
+
+
+class AccessLine:
+    """ASGI middleware, outermost: the request's id, its processing time, and one line in the log when it is over.
+
+    Doors put what they know into `scope["parley"]`, a dict of plain values.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started = time.perf_counter()
+        request_id = _request_id(scope)
+        known: dict[str, object] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
+        scope["parley"] = known
+
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                known["status"] = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", b"%d" % _ms(time.perf_counter() - started)),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, stamped)
+        finally:
+            known["ms"] = _ms(time.perf_counter() - started)
+            if scope["path"] not in ("/healthz", "/readyz"):
+                log.info("request", extra={"parley": known})
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _WELL_FORMED_ID.match(value):
+            return str(value.decode())
+    return f"req_{uuid4().hex}"
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line; an exception is told by its class and where it was raised, never by its message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        line |= getattr(record, "parley", {})
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = record.exc_info[0].__name__
+            line["at"] = _where(record)
+        return dumps(line, ensure_ascii=False, default=str)
+
+
+class PlainLines(JsonLines):
+    """The same for eyes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = getattr(record, "parley", {})
+        told = " ".join(f"{name}={value}" for name, value in fields.items() if value not in (None, ""))
+        where = f" {record.exc_info[0].__name__} at {_where(record)}" if record.exc_info and record.exc_info[0] else ""
+        return f"{record.levelname.lower()} {record.getMessage()} {told}{where}"
+
+
+def _where(record: logging.LogRecord) -> str:
+    trace = record.exc_info[2] if record.exc_info else None
+    frames = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return " < ".join(reversed(frames[-6:]))
+
+
+def start_logging(*, plain: bool) -> None:
+    """Send this program's log to stderr, a JSON object or a plain line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainLines() if plain else JsonLines())
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False

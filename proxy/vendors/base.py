@@ -1,0 +1,394 @@
+"""What the vendor adapters call: one HTTP client per bot, deadlines, and foreign faults turned into ours.
+
+A library, not a framework: nothing here calls back into an adapter. The only importer of the HTTP client. Every error
+says who, what happened and what to do; none holds a credential, the user's text, or free text of the vendor's.
+"""
+
+import asyncio
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from hashlib import sha256
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
+
+import httpx2
+import orjson
+from pydantic import AfterValidator, SecretStr, field_validator
+
+from proxy import __version__
+from proxy.config import ModelOptions
+from proxy.errors import (
+    ConversationExpired,
+    InvalidRequest,
+    RateLimited,
+    VendorAuthFailed,
+    VendorError,
+    VendorFailed,
+    VendorRateLimited,
+    VendorRefused,
+    VendorTimeout,
+    VendorUnavailable,
+)
+from proxy.framing import FramingError
+from proxy.messages import Event, Handle, Turn
+
+KEEPALIVE = 15  # seconds an unused connection is kept: long enough for a busy bot, short enough not to find it closed
+LONGEST_RETRY_AFTER = 86400.0
+ERROR_BYTES = 16384  # as much of an error's body is read as it takes to find its message
+
+_LOST_WHAT = re.compile(r"(?<![a-z])(session|conversation|conv_?id|(chat)?room)", re.IGNORECASE)
+_LOST_HOW = re.compile(r"not[\s_]found|(not|n.t|longer)\s+exists?|invalid|expired|unknown", re.IGNORECASE)
+_ERROR_CODE = re.compile(r"[A-Z_]{1,40}")
+
+
+def _visible(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
+        raise ValueError("must be visible ASCII characters without blanks, and not empty")
+    return secret
+
+
+HeaderSecret = Annotated[SecretStr, AfterValidator(_visible)]  # a credential that travels in a header
+
+
+class VendorOptions(ModelOptions):
+    """What every vendor's entry has: an address, and whatever says which bot and by what right."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _usable(cls, url: str) -> str:
+        try:
+            httpx2.URL(url)
+        except httpx2.InvalidURL:
+            raise ValueError("is no valid address") from None
+        return url.rstrip("/")
+
+    @property
+    def bot_id(self) -> str:
+        """Which of the account's bots this is; "" where the credential says it."""
+        raise NotImplementedError
+
+    @property
+    def credential(self) -> Mapping[str, SecretStr]:
+        """The configured secrets under the names of their keys."""
+        raise NotImplementedError
+
+
+OptionsT = TypeVar("OptionsT", bound=VendorOptions)
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A vendor's whole answer, or the beginning of a long one that says what went wrong. A repr hides the body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body as JSON, or None where it is none."""
+        try:
+            return orjson.loads(self.body.removeprefix(b"\xef\xbb\xbf"))
+        except ValueError:
+            return None
+
+
+class HttpBot(ABC, Generic[OptionsT]):
+    """One bot behind one HTTP API. `title` is what errors call the vendor, `Options` its part of the configuration."""
+
+    title: ClassVar[str]
+    Options: ClassVar[type[VendorOptions]]
+
+    def __init__(self, options: OptionsT, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        self.options = options
+        self._client = httpx2.AsyncClient(
+            headers={
+                "user-agent": f"Parley/{__version__}",
+                "accept": "*/*",
+                "accept-encoding": "identity",
+                **options.headers,
+            },
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            limits=httpx2.Limits(max_connections=options.max_connections, keepalive_expiry=KEEPALIVE),
+            timeout=httpx2.Timeout(None, connect=options.connect_timeout, pool=options.connect_timeout),
+            transport=transport,
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.options.base_url} {self.options.bot_id}>"
+
+    @property
+    def identity(self) -> str:
+        """Vendor, base URL, bot id and a digest of the configured credential."""
+        secrets = "\0".join(secret.get_secret_value() for secret in self.options.credential.values())
+        digest = sha256(secrets.encode()).hexdigest()
+        return f"{self.options.vendor}|{self.options.base_url}|{self.options.bot_id}|{digest}"
+
+    def check(self, turn: Turn) -> None:
+        """Raise InvalidRequest for anything but text."""
+        if any(message.attachments for message in turn.new):
+            raise InvalidRequest(
+                f"This bot ({self.title}) takes text only: leave images, audio and files out",
+                param="messages",
+                code="unsupported_value",
+            )
+
+    def forwarded(self, turn: Turn) -> Mapping[str, str]:
+        """What goes into the vendor's conversation besides messages."""
+        return {"priming": turn.priming} if turn.priming else {}
+
+    @abstractmethod
+    def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        """Speak, as `proxy.ports.Bot` says."""
+
+    async def aclose(self) -> None:
+        """Give up all connections."""
+        await self._client.aclose()
+
+    def deadline(self) -> float:
+        """When a vendor turn that begins now must be over, on the event loop's clock."""
+        return asyncio.get_running_loop().time() + self.options.timeout
+
+    async def post(self, path: str, body: object, *, until: float, headers: Mapping[str, str] | None = None) -> Answer:
+        """Send JSON (None: no body) and take the whole answer, whatever its status."""
+        async with self.stream(path, body, until=until, headers=headers) as arriving:
+            return await arriving.read()
+
+    async def get(self, path: str, *, until: float, headers: Mapping[str, str] | None = None) -> Answer:
+        """Ask for something and take the whole answer, whatever its status."""
+        async with self.stream(path, until=until, headers=headers, method="GET") as arriving:
+            return await arriving.read()
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        path: str,
+        body: object = None,
+        *,
+        until: float,
+        headers: Mapping[str, str] | None = None,
+        method: str = "POST",
+    ) -> AsyncIterator["Arriving"]:
+        """Send JSON and read the answer as it comes. Leaving hangs up on what is still to come."""
+        sending = _Sending(body) if method == "POST" else None
+        request = self._client.build_request(
+            method,
+            self.options.base_url + path,
+            content=sending,
+            headers={**(headers or {}), **(sending.headers if sending else {})},
+        )
+        first_byte = _Limit.after(self.options.first_byte_timeout, "first_byte_timeout")
+        limit = min(first_byte, _Limit(until, "timeout"))
+        with self.ours(limit.key, lambda: sending is None or sending.begun):
+            async with asyncio.timeout_at(limit.at):
+                response = await self._client.send(request, stream=True, auth=None)
+        arriving = Arriving(self, response, first_byte, _Limit(until, "timeout"))
+        try:
+            yield arriving
+        finally:
+            await arriving.aclose()
+
+    def accept(self, answer: Answer, *, told: str = "", handle: Handle | None = None) -> None:
+        """Return if the status is 2xx, else raise what it means.
+
+        `told` is the vendor's own message, `handle` the one of an earlier turn that was sent along, if any.
+        """
+        if not 200 <= answer.status < 300:
+            self.refuse(answer.status, told=told, handle=handle, headers=answer.headers)
+
+    def refuse(
+        self, status: int, *, told: str = "", handle: Handle | None = None, headers: Mapping[str, str] | None = None
+    ) -> NoReturn:
+        """Raise what a status that is no success means, be it HTTP's or one that an envelope carries."""
+        if handle is not None and (status == 404 or (status in (400, 410, 422) and names_lost(told))):
+            raise ConversationExpired(f"{self.title} no longer knows this conversation (HTTP {status})")
+        kind, what = _MEANINGS.get(status) or _MEANINGS[status // 100 if 300 <= status < 600 else 5]
+        code = f", {told}" if _ERROR_CODE.fullmatch(told) else ""
+        keys = " and ".join(f"`{key}`" for key in self.options.credential)
+        message = f"{self.title} {what.format(status=f'HTTP {status}{code}', keys=keys)}"
+        raise kind(message, retry_after=_retry_after(headers or {}))
+
+    def garbled(self, what: str) -> VendorFailed:
+        """The error for an answer that is not what this vendor's documents say; `what` must quote nothing of it."""
+        return VendorFailed(f"{self.title} {what}: check `base_url`, or tell us that its API has changed")
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """For calls that only open a conversation: whatever fails there, no turn was delivered."""
+        try:
+            yield
+        except (VendorFailed, VendorTimeout) as fault:
+            raise VendorUnavailable(f"While opening a conversation, {fault.message}", delivered=False) from fault
+
+    @contextmanager
+    def ours(self, limit: str, sent: Callable[[], bool]) -> Iterator[None]:
+        """Foreign exceptions become ours, here and nowhere else. Theirs are not chained: they may quote what came.
+
+        `limit` is the key of the deadline that holds, `sent` says whether anything may have reached the vendor.
+        """
+        try:
+            yield
+        except (httpx2.HTTPError, OSError) as fault:
+            raise self._translated(fault, limit, sent()) from None
+
+    def _translated(self, fault: Exception, limit: str, sent: bool) -> RateLimited | VendorError:
+        name = type(fault).__name__
+        if isinstance(fault, httpx2.PoolTimeout):
+            busy = f"All connections to {self.title} are in use: try again in a moment, or raise `max_connections`"
+            return RateLimited(busy, code="bot_busy", retry_after=1)
+        if not sent:
+            return VendorUnavailable(f"{self.title} could not be reached ({name}): check `base_url` and the network")
+        if isinstance(fault, (TimeoutError, httpx2.TimeoutException)):
+            return VendorTimeout(f"{self.title} took longer than `{limit}` allows: raise it, or ask for less")
+        return VendorFailed(f"{self.title} broke off ({name}), maybe after it took the message: look before repeating")
+
+
+class Decoder(Protocol[T_co]):
+    """What `proxy.framing` has several of."""
+
+    def feed(self, data: bytes, /) -> T_co: ...
+
+    def close(self) -> T_co: ...
+
+
+class Arriving:
+    """An answer whose body is still to come. Belongs to the `HttpBot.stream` context that gave it."""
+
+    def __init__(self, bot: HttpBot[Any], response: httpx2.Response, first_byte: "_Limit", whole: "_Limit") -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self._bot = bot
+        self._response = response
+        self._pieces = response.aiter_bytes()
+        self._first_byte: _Limit | None = first_byte
+        self._whole = whole
+        self._left = bot.options.max_reply_bytes
+
+    async def piece(self) -> bytes:
+        """The next bytes as the network brings them; b"" at the end."""
+        limit = min(self._whole, self._first_byte or _Limit.after(self._bot.options.idle_timeout, "idle_timeout"))
+        with self._bot.ours(limit.key, lambda: True):
+            async with asyncio.timeout_at(limit.at):
+                piece = await anext(self._pieces, b"")
+        self._first_byte = None
+        self._left -= len(piece)
+        if self._left < 0:
+            raise VendorFailed(f"{self._bot.title} sent more than `max_reply_bytes` allows: raise it, or ask for less")
+        return piece
+
+    async def read(self) -> Answer:
+        """The whole answer. Of one that is no success anyway its beginning will do, should it be long or break off."""
+        parts: list[bytes] = []
+        try:
+            while (self.status < 300 or sum(map(len, parts)) < ERROR_BYTES) and (piece := await self.piece()):
+                parts.append(piece)
+        except VendorError:
+            if self.status < 300:
+                raise
+        return Answer(self.status, self.headers, b"".join(parts))
+
+    def decoded(self, decoder: Decoder[T_co]) -> AsyncIterator[T_co]:
+        """What a decoder makes of the body, once per network read and once at its end."""
+        return _Decoded(self, self._bot, decoder)
+
+    async def drain(self, seconds: float = 0.05) -> None:
+        """Read what comes after all that matters, so that the connection can be used again; give up after `seconds`."""
+        self._whole = min(self._whole, _Limit.after(seconds, "timeout"))
+        with suppress(VendorError):
+            while await self.piece():
+                pass
+
+    async def aclose(self) -> None:
+        """Hang up, at once, if anything is still to come."""
+        with suppress(httpx2.HTTPError, OSError):
+            await self._pieces.aclose()
+            await self._response.aclose()
+
+
+class _Decoded(Generic[T_co]):
+    """No generator: one that is left half-way would be closed later, by the event loop, in a task of its own."""
+
+    def __init__(self, arriving: Arriving, bot: HttpBot[Any], decoder: Decoder[T_co]) -> None:
+        self._arriving = arriving
+        self._bot = bot
+        self._decoder = decoder
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T_co:
+        if self._ended:
+            raise StopAsyncIteration
+        piece = await self._arriving.piece()
+        self._ended = not piece
+        try:
+            return self._decoder.feed(piece) if piece else self._decoder.close()
+        except FramingError as fault:
+            raise self._bot.garbled(f"sent what cannot be read: {fault}") from None
+
+
+class _Limit(NamedTuple):
+    """A moment on the event loop's clock, and the configuration key that set it."""
+
+    at: float
+    key: str
+
+    @classmethod
+    def after(cls, seconds: float, key: str) -> Self:
+        return cls(asyncio.get_running_loop().time() + seconds, key)
+
+
+class _Sending:
+    """A request's body that knows whether it has begun to leave: until then the vendor has seen nothing."""
+
+    def __init__(self, body: object) -> None:
+        self._body = b"" if body is None else orjson.dumps(body)
+        self.begun = False
+        self.headers = {"content-length": str(len(self._body))}
+        if body is not None:
+            self.headers["content-type"] = "application/json"
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.begun = True
+        yield self._body
+
+
+_MEANINGS: Mapping[int, tuple[type[VendorError], str]] = {
+    401: (VendorAuthFailed, "refused this proxy's credential ({status}): check {keys}"),
+    402: (VendorRefused, "wants to be paid ({status}): look at this account's plan"),
+    403: (VendorAuthFailed, "refused this proxy's credential ({status}): check {keys} and what it may do"),
+    404: (VendorRefused, "knows no such thing ({status}): check the bot's id and `base_url`"),
+    408: (VendorTimeout, "says that it took too long ({status}): look before repeating the message"),
+    413: (VendorRefused, "finds this message too long ({status}): shorten it"),
+    425: (VendorFailed, "was not ready for this message ({status}): look before repeating it"),
+    429: (VendorRateLimited, "limits this account's rate ({status}): ask again later, or look at its plan"),
+    504: (VendorTimeout, "says that it took too long ({status}): look before repeating the message"),
+    3: (VendorFailed, "sent a redirect ({status}), which is never followed: check `base_url`"),
+    4: (VendorRefused, "refused this message ({status}): word it otherwise, or look at the bot at the vendor"),
+    5: (VendorFailed, "failed ({status}): look at its status page, then before repeating the message"),
+}
+
+
+def names_lost(told: str) -> bool:
+    """Does a vendor's message say that it does not know the conversation any more?"""
+    return bool(_LOST_WHAT.search(told) and _LOST_HOW.search(told))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from now, of either form: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after"""
+    value = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

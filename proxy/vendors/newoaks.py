@@ -1,0 +1,189 @@
+"""NewOaks AI (hottask.com): https://www.newoaks.ai/guides/developer/api/chat/message-a-chatbot
+
+A session is opened, then asked; the answer is a JSON envelope or a stream of JSON objects. Failures come with HTTP 200
+too. The documents mix the casing of keys, so keys are read without case.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Literal, NoReturn
+
+import httpx2
+from pydantic import SecretStr
+
+from proxy.errors import NoAnswer, VendorFailed
+from proxy.framing import JsonObjects, Pairs
+from proxy.messages import Delta, Event, Finish, Handle, Turn, Usage
+from proxy.transcript import compose
+from proxy.vendors.base import HeaderSecret, HttpBot, VendorOptions, names_lost
+
+Object = Mapping[str, Any]
+
+
+class NewOaksOptions(VendorOptions):
+    """Which chatbot, and the account's secret key. White-label brands and the EU region have their own `base_url`."""
+
+    vendor: Literal["newoaks"]
+    secret_key: HeaderSecret
+    chatbot_id: str
+    base_url: str = "https://usapi.hottask.com"
+
+    @property
+    def bot_id(self) -> str:
+        return self.chatbot_id
+
+    @property
+    def credential(self) -> Mapping[str, SecretStr]:
+        return {"secret_key": self.secret_key}
+
+
+class NewOaks(HttpBot[NewOaksOptions]):
+    """One chatbot of a NewOaks account. A handle is `{"session": int}`."""
+
+    title = "NewOaks AI"
+    Options = NewOaksOptions
+
+    def __init__(self, options: NewOaksOptions, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        super().__init__(options, transport=transport)
+        self._auth = {"authorization": options.secret_key.get_secret_value()}
+
+    async def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        """Speak. `Finish.extra` has `no_answer` where the vendor says so, which it does in plain replies only."""
+        until = self.deadline()
+        handle = turn.handle
+        if handle is None:
+            handle = await self._open(until)
+            yield handle
+        question = {
+            "sessionID": handle.data["session"],
+            "content": compose(turn, priming=turn.handle is None),
+            "stream": turn.stream,
+        }
+        heard = _Heard(self, turn.handle)
+        async with self.stream("/chat/Chat/ClientAsk", question, until=until, headers=self._auth) as arriving:
+            if not 200 <= arriving.status < 300:
+                answer = await arriving.read()
+                self.accept(answer, told=_told(_without_case(answer.json())), handle=turn.handle)
+            async for objects in arriving.decoded(JsonObjects(self.options.max_reply_bytes)):
+                for found in objects:
+                    if text := heard.take(_without_case(found)):
+                        yield Delta(text)
+                if heard.ended:
+                    await arriving.drain()
+                    break
+        if text := heard.close():
+            yield Delta(text)
+        yield Finish(usage=heard.usage, extra=heard.extra)
+
+    async def _open(self, until: float) -> Handle:
+        with self.opening():
+            bot = {"serialNumber": self.options.chatbot_id}
+            answer = await self.post("/chat/Chatbot/GetSession", bot, until=until, headers=self._auth)
+            envelope = _without_case(answer.json())
+            self.accept(answer, told=_told(envelope))
+            if _is_failure(envelope):
+                self.fail(envelope, None)
+            session = str(_without_case(envelope.get("data")).get("sessionid"))
+            if not session.isdecimal():
+                raise self.garbled("answered without a session id")
+            return Handle({"session": int(session)})
+
+    def fail(self, envelope: Object, handle: Handle | None) -> NoReturn:
+        """Raise what a failure that came with HTTP 200 means. Its `Code` is a status, where it is one [inferred]."""
+        told = _told(envelope)
+        code = str(envelope.get("code"))
+        status = int(code) if re.fullmatch(r"4\d\d", code) else 500
+        if status == 500 and handle is not None and names_lost(told):
+            status = 410
+        self.refuse(status, told=told, handle=handle)
+
+
+class _Heard:
+    """What was heard of one answer. White space waits for the first word, so that a blank answer is an error."""
+
+    def __init__(self, bot: NewOaks, handle: Handle | None) -> None:
+        self.usage: Usage | None = None
+        self.extra: dict[str, bool] = {}
+        self.ended = False
+        self._bot = bot
+        self._handle = handle
+        self._pairs = Pairs()
+        self._blank = ""
+        self._said: list[str] = []
+
+    def take(self, found: Object) -> str:
+        """The text that this object lets out. After the end of the answer nothing counts any more."""
+        if self.ended:
+            return ""
+        if _is_failure(found):
+            self._fail(found)
+        if "answer" in found:
+            return self._summary(found)
+        if "success" in found or "data" in found:
+            return self._envelope(_without_case(found.get("data")))
+        return self._let_out(self._pairs.feed(_text(found, "content")))
+
+    def close(self) -> str:
+        """What is left at the end. Raises NoAnswer if there were no words at all."""
+        text = self._let_out(self._pairs.close())
+        if not self._said:
+            raise NoAnswer(
+                "NewOaks AI took the message and said nothing: a human may have taken over, or the chatbot has nothing "
+                "to answer from; look at it in its dashboard"
+            )
+        return text
+
+    def _envelope(self, data: Object) -> str:
+        self._end(data.get("totaltoken"))
+        if data.get("noanswer") is True:
+            self.extra["no_answer"] = True
+        return self._let_out(_text(data, "content"))
+
+    def _summary(self, found: Object) -> str:
+        """The whole answer once more: what it adds to what was sent is let out; if it differs, what was sent stays."""
+        self._end(found.get("totaltoken"))
+        self._pairs = Pairs()
+        sent = "".join(self._said) or self._blank
+        whole = Pairs().feed(_text(found, "answer"))
+        return self._let_out(whole.removeprefix(sent)) if whole.startswith(sent) else ""
+
+    def _end(self, tokens: object) -> None:
+        self.ended = True
+        if type(tokens) is int and tokens > 0:
+            self.usage = Usage(total_tokens=tokens)
+
+    def _fail(self, found: Object) -> NoReturn:
+        if self._said:
+            raise VendorFailed("NewOaks AI broke its answer off with an error: look at the chatbot in its dashboard")
+        self._bot.fail(found, self._handle)
+
+    def _let_out(self, text: str) -> str:
+        if not self._said:
+            text = self._blank + text
+            if not text.strip():
+                self._blank = text
+                return ""
+        if text:
+            self._said.append(text)
+        return text
+
+
+def _is_failure(found: Object) -> bool:
+    if found.get("success") is False:
+        return True
+    if {"content", "answer"} & found.keys() or isinstance(found.get("data"), Mapping):
+        return False
+    return bool(found.get("error")) or found.get("code") not in (None, 0, 200)
+
+
+def _without_case(found: object) -> Object:
+    return {str(key).lower(): value for key, value in found.items()} if isinstance(found, Mapping) else {}
+
+
+def _told(envelope: Object) -> str:
+    return _text(envelope, "message") or _text(envelope, "error")
+
+
+def _text(found: Object, key: str) -> str:
+    value = found.get(key)
+    return value if isinstance(value, str) else ""

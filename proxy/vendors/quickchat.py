@@ -1,0 +1,164 @@
+"""Quickchat AI, both generations of its chat call: https://docs.quickchat.ai/channels/api/ (with a token) and the
+legacy one of https://docs.quickchat.ai/ (API key in the body).
+
+There is no call that opens a conversation: a message without `conv_id` does, and the reply tells the id.
+"""
+
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from itertools import islice
+from typing import Any, Literal, Self
+
+import httpx2
+from pydantic import Field, SecretStr, model_validator
+
+from proxy.errors import NoAnswer
+from proxy.messages import Delta, Event, Finish, Handle, Turn
+from proxy.transcript import compose
+from proxy.vendors.base import Answer, HeaderSecret, HttpBot, VendorOptions
+
+LEGACY = "https://chat.quickchat.ai"
+CURRENT = "https://app.quickchat.ai"
+CONTEXT_CHARS = 1000  # more is a 400
+METADATA_KEYS = 5
+CONTACT = frozenset({"email", "phone_number", "nickname"})
+
+
+class QuickchatOptions(VendorOptions):
+    """Which scenario, and either `token` (current endpoint) or `api_key` (legacy endpoint).
+
+    `kb_topic` narrows the knowledge base to a tag in every call; `request` takes the tag from the request's metadata.
+    """
+
+    vendor: Literal["quickchat"]
+    scenario_id: str
+    token: HeaderSecret | None = None
+    api_key: SecretStr | None = None
+    kb_topic: str = ""
+    client_metadata: dict[str, str | int | float | bool] = Field(default_factory=dict, max_length=METADATA_KEYS)
+    html: Literal["keep", "markdown"] = "markdown"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _host(cls, entry: Any) -> Any:
+        """The generation decides the host, unless one is given. A credential set to nothing is none."""
+        if not isinstance(entry, dict):
+            return entry
+        given = {
+            key: value for key, value in entry.items() if value != "" or key not in ("token", "api_key", "base_url")
+        }
+        return {"base_url": CURRENT if "token" in given else LEGACY, **given}
+
+    @model_validator(mode="after")
+    def _one_credential(self) -> Self:
+        if len(self.credential) != 1:
+            raise ValueError("needs either token (current endpoint) or api_key (legacy endpoint), and not both")
+        return self
+
+    @model_validator(mode="after")
+    def _metadata_fits(self) -> Self:
+        if self.kb_topic and "kb_topic" in self.client_metadata:
+            raise ValueError("kb_topic is given twice: leave it out of client_metadata")
+        if len(self.client_metadata) + bool(self.kb_topic) > METADATA_KEYS:
+            raise ValueError(f"client_metadata and kb_topic make more than {METADATA_KEYS} keys")
+        return self
+
+    @property
+    def bot_id(self) -> str:
+        return self.scenario_id
+
+    @property
+    def credential(self) -> Mapping[str, SecretStr]:
+        given = {"token": self.token, "api_key": self.api_key}
+        return {key: secret for key, secret in given.items() if secret is not None}
+
+
+class Quickchat(HttpBot[QuickchatOptions]):
+    """One scenario of a Quickchat AI account. A handle is `{"conv_id": str}`."""
+
+    title = "Quickchat AI"
+    Options = QuickchatOptions
+
+    def __init__(self, options: QuickchatOptions, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        super().__init__(options, transport=transport)
+        token, key = options.token, options.api_key
+        self._headers = {"authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+        self._fixed = {"scenario_id": options.scenario_id}
+        if key is not None:
+            self._fixed["api_key"] = key.get_secret_value()
+
+    def forwarded(self, turn: Turn) -> Mapping[str, str]:
+        """The priming, and the request's metadata as far as it goes along."""
+        metadata = {f"metadata.{key}": value for key, value in self._from_request(turn) if key != "kb_topic"}
+        return {**super().forwarded(turn), **metadata}
+
+    async def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        """Speak, in one piece: this API has no stream."""
+        answer = await self.post("/chat", self._question(turn), until=self.deadline(), headers=self._headers)
+        self.accept(answer, told=_told(answer), handle=turn.handle)
+        said = answer.json()
+        if not isinstance(said, Mapping):
+            raise self.garbled("answered with something else than a JSON object")
+        if handle := _moved(turn.handle, said.get("conv_id")):
+            yield handle
+        reply = said.get("reply")
+        if not isinstance(reply, str) or not reply.strip():
+            raise NoAnswer(
+                "Quickchat AI took the message and said nothing: a human may have taken the conversation over, or it "
+                "was closed; look at it in the inbox of the dashboard, or start a new chat"
+            )
+        yield Delta(reply)
+        yield Finish()
+
+    def _question(self, turn: Turn) -> dict[str, Any]:
+        """What is sent. The legacy call has a field for context, which counts for one message; the current has none."""
+        legacy = self.options.token is None
+        question: dict[str, Any] = {**self._fixed, "text": compose(turn, priming=not legacy and turn.handle is None)}
+        if turn.handle is not None:
+            question["conv_id"] = turn.handle.data["conv_id"]
+        if legacy and turn.priming:
+            question["message_context"] = turn.priming[:CONTEXT_CHARS]
+        if metadata := self._metadata(turn):
+            question["client_metadata"] = metadata
+        return question
+
+    def _metadata(self, turn: Turn) -> dict[str, Any]:
+        own = dict(self._own_metadata())
+        return {**own, **dict(self._from_request(turn))}
+
+    def _own_metadata(self) -> Iterator[tuple[str, Any]]:
+        yield from self.options.client_metadata.items()
+        if self.options.kb_topic not in ("", "request"):
+            yield "kb_topic", self.options.kb_topic
+
+    def _from_request(self, turn: Turn) -> Iterator[tuple[str, str]]:
+        """The request's metadata as far as there is room; `kb_topic` first, which decides what the bot reads."""
+        own = dict(self._own_metadata())
+        topic = [("kb_topic", turn.metadata["kb_topic"])] if self._asks_topic(turn) else []
+        others = [(k, v) for k, v in turn.metadata.items() if k not in CONTACT and k not in own and k != "kb_topic"]
+        return islice([*topic, *others], METADATA_KEYS - len(own))
+
+    def _asks_topic(self, turn: Turn) -> bool:
+        return self.options.kb_topic == "request" and "kb_topic" in turn.metadata
+
+
+def _moved(handle: Handle | None, conv_id: object) -> Handle | None:
+    """The handle to go on with, if it is another one. Later replies may leave `conv_id` out [documented]."""
+    if not isinstance(conv_id, (str, int)) or not str(conv_id):
+        return None
+    moved = Handle({"conv_id": str(conv_id)})
+    return None if moved == handle else moved
+
+
+def _told(answer: Answer) -> str:
+    """The vendor's error message: `errors.root[0].message`, else the like; legacy errors are plain text [inferred]."""
+    said = answer.json()
+    if not isinstance(said, Mapping):
+        return said if isinstance(said, str) else answer.text[:500]
+    listed = said.get("errors")
+    entries = [entry for found in (listed.values() if isinstance(listed, Mapping) else ()) for entry in _each(found)]
+    messages = [entry.get("message") for entry in entries if isinstance(entry, Mapping)]
+    return next((m for m in [*messages, *map(said.get, ("error", "detail", "message"))] if isinstance(m, str)), "")
+
+
+def _each(found: object) -> list[Any]:
+    return found if isinstance(found, list) else [found]
