@@ -2,25 +2,26 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from hashlib import blake2b
 
-import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from proxy.auth import Authenticate, Key
+from proxy.auth import Authenticate
 from proxy.config import Config
 from proxy.errors import ProxyError, ShuttingDown
+from proxy.messages import Key
 from proxy.openai.chat import ChatCompletions, Limits, Whereabouts
 from proxy.openai.errors import Envelope
 from proxy.openai.models import ModelCard, ModelList, Models
+from proxy.ports import Bot, ConversationStore
 from proxy.relay import Model, Relay, Rules
 from proxy.stores import open_store
 from proxy.telemetry import AccessLine, App, Receive, Scope, Send, log_turn
@@ -40,17 +41,26 @@ EXPOSED_HEADERS = [
 
 
 def create_app(config: Config) -> Starlette:
-    """The whole proxy. `app.state.relay` is there for whoever must wait for its replies at shutdown."""
+    """The whole proxy of a configuration."""
     store = open_store(config.store, max_parked=config.conversation.max_parked)
+    bots = {name: load(options.vendor)(options) for name, options in config.models.items()}
+    return assemble(config, bots, store)
+
+
+def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) -> Starlette:
+    """The doors in front of these bots, one for each configured model, and this store; it owns them from now on.
+
+    `app.state.relay` is there for whoever must wait for its replies at shutdown.
+    """
     relay = Relay(store, _rules(config), sink=log_turn)
-    models = {name: Model(name, load(options.vendor)(options), options) for name, options in config.models.items()}
+    models = {name: Model(name, bot, config.models[name]) for name, bot in bots.items()}
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await relay.drain(config.server.shutdown_grace)
-        for model in models.values():
-            await model.bot.aclose()
+        for bot in bots.values():
+            await bot.aclose()
         await store.aclose()
 
     app = Starlette(
@@ -82,6 +92,7 @@ def _doors(config: Config, relay: Relay, models: dict[str, Model]) -> Mount:
         models=table,
         whereabouts=Whereabouts(conversation.scope_headers, conversation.scope_metadata, conversation.user_headers),
         limits=Limits(config.server.max_body_bytes, config.server.heartbeat),
+        log_content=config.server.log.content,
     )
     keys = [Key(key.name, key.digest, key.models) for key in config.keys]
     return Mount(
@@ -97,21 +108,17 @@ def _doors(config: Config, relay: Relay, models: dict[str, Model]) -> Mount:
 
 def _probes(relay: Relay) -> list[Route]:
     async def alive(request: Request) -> Response:
-        return _json({"status": "ok"})
+        return JSONResponse({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        return _json({"status": "draining"}, 503) if relay.draining else _json({"status": "ok"})
+        return JSONResponse({"status": "draining"}, 503) if relay.draining else JSONResponse({"status": "ok"})
 
     return [Route("/healthz", alive), Route("/readyz", ready)]
 
 
-def _json(value: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, media_type="application/json")
-
-
 def _middleware(config: Config, relay: Relay) -> list[Middleware]:
-    """Outermost first: what counts and names every request, what answers every fault, what lets browsers in."""
-    layers = [Middleware(AccessLine), Middleware(Envelope)]
+    """Outermost first: what names every request, lets browsers in, answers every fault, shuts the door."""
+    layers = [Middleware(AccessLine)]
     if config.server.cors_origins:
         layers.append(
             Middleware(
@@ -122,8 +129,7 @@ def _middleware(config: Config, relay: Relay) -> list[Middleware]:
                 expose_headers=EXPOSED_HEADERS,
             )
         )
-    layers.append(Middleware(Gate, relay=relay))
-    return layers
+    return [*layers, Middleware(Envelope), Middleware(Gate, relay=relay)]
 
 
 class Gate:

@@ -3,30 +3,12 @@
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from starlette.datastructures import Headers
 
 from proxy.errors import Unauthorized
+from proxy.messages import Key
 from proxy.telemetry import App, Receive, Scope, Send
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A caller: the name it goes by in partitions and logs, and the patterns of the model names it may use.
-
-    `digest` is the SHA-256 of its secret, which is kept nowhere.
-    """
-
-    name: str
-    digest: bytes = b""
-    models: Sequence[str] = ("*",)
-
-    def may_use(self, model: str) -> bool:
-        """Whether one of its patterns fits this model's name."""
-        return any(fnmatchcase(model, pattern) for pattern in self.models)
-
 
 ANYBODY = Key("anybody")
 

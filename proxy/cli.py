@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,10 +31,12 @@ DEMO_GAP = 0.03  # seconds between the pieces of its reply
 class Server(uvicorn.Server):
     """uvicorn's server with a patient end: at a signal the port stays open until the running replies are parked."""
 
-    def __init__(self, app: Any, *, host: str, port: int, grace: float) -> None:
-        super().__init__(_uvicorn_config(app, host, port))
+    def __init__(self, app: Any, listener: socket.socket, *, grace: float, greeting: str = "") -> None:
+        super().__init__(_uvicorn_config(app))
         self._relay = app.state.relay
+        self._listener = listener
         self._grace = grace
+        self._greeting = greeting
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop taking requests at once; a second Ctrl-C does not wait."""
@@ -43,9 +46,11 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
-        """Start listening and say where, in the one line that a script can wait for."""
+        """Start serving and say where, in the one line that a script can wait for."""
         await super().startup(sockets)
-        print(f"parley listening on {address(self)}", flush=True)
+        print(f"parley listening on {address(self._listener)}", flush=True)
+        if self._greeting:
+            print(self._greeting, file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Wait for the running replies, then close."""
@@ -54,30 +59,32 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class Simulation(uvicorn.Server):
-    """The simulated vendors. Off stage, beside another server, it leaves the signals to that one."""
-
-    def __init__(self, *, host: str, port: int, latency: float, off_stage: bool) -> None:
-        self.simulator = Simulator(latency=latency, gap=DEMO_GAP)
-        super().__init__(_uvicorn_config(self.simulator.app, host, port))
-        self._off_stage = off_stage
+class Backstage(uvicorn.Server):
+    """A server beside the main one, which has the signals."""
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override] # both are context managers
-        """Nothing, when another server has the signals."""
-        return nullcontext() if self._off_stage else super().capture_signals()
+        """Leave them alone."""
+        return nullcontext()
 
 
-def address(server: uvicorn.Server) -> str:
-    """Where a started server listens, as a URL."""
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one. An address that cannot be had is the user's to change."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as fault:
+        raise ConfigError(f"{host}:{port}", [f"cannot listen there ({fault.strerror}): try another --port"]) from None
+
+
+def address(listener: socket.socket) -> str:
+    """Where a socket listens, as a URL."""
+    host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _uvicorn_config(app: Any, host: str, port: int) -> uvicorn.Config:
+def _uvicorn_config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -155,49 +162,43 @@ def _serve(arguments: argparse.Namespace) -> None:
     config = read(path, vendors=Vendors(), environ=os.environ)
     host = arguments.host or config.server.host
     check_exposure(config, host)
-    if arguments.workers > 1:
+    if arguments.workers != 1:
         raise ConfigError("--workers", [f"{arguments.workers} processes cannot share memory://; use one worker"])
     _start_logging(plain=config.server.log.format == "text")
-    port = config.server.port if arguments.port is None else arguments.port
-    _run(Server(create_app(config), host=host, port=port, grace=config.server.shutdown_grace))
+    with listen(host, config.server.port if arguments.port is None else arguments.port) as listener:
+        Server(create_app(config), listener, grace=config.server.shutdown_grace).run([listener])
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
     _start_logging(plain=True)
-    simulation = Simulation(
-        host=arguments.host or LOOPBACK, port=_port(arguments), latency=arguments.latency, off_stage=False
-    )
-    _run(simulation)
+    with listen(arguments.host or LOOPBACK, _port(arguments)) as listener:
+        print(f"parley simulates vendors on {address(listener)}", flush=True)
+        uvicorn.Server(_uvicorn_config(Simulator(latency=arguments.latency, gap=DEMO_GAP).app)).run([listener])
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    check_exposure(Config(), arguments.host or LOOPBACK)
+    host = arguments.host or LOOPBACK
+    check_exposure(Config(), host)
     _start_logging(plain=True)
-    asyncio.run(_demonstrate(arguments.host or LOOPBACK, _port(arguments)))
+    with listen(host, _port(arguments)) as front, listen(LOOPBACK, 0) as back:
+        asyncio.run(_demonstrate(front, back))
 
 
-async def _demonstrate(host: str, port: int) -> None:
-    simulation = Simulation(host=LOOPBACK, port=0, latency=DEMO_LATENCY, off_stage=True)
-    backstage = asyncio.create_task(simulation.serve())
-    while not simulation.started:
-        await asyncio.sleep(0.01)
-    config = load(_demo_config(simulation), vendors=Vendors(), environ={})
-    server = Server(create_app(config), host=host, port=port, grace=config.server.shutdown_grace)
-    running = asyncio.create_task(server.serve())
-    while not server.started and not running.done():
-        await asyncio.sleep(0.01)
-    if server.started:
-        print(_GREETING.format(url=address(server), models=", ".join(config.models)), file=sys.stderr, flush=True)
+async def _demonstrate(front: socket.socket, back: socket.socket) -> None:
+    simulator = Simulator(latency=DEMO_LATENCY, gap=DEMO_GAP)
+    backstage = Backstage(_uvicorn_config(simulator.app))
+    simulating = asyncio.create_task(backstage.serve([back]))
+    config = load(_demo_config(address(back), simulator), vendors=Vendors(), environ={})
+    greeting = _GREETING.format(url=address(front), models=", ".join(config.models))
     try:
-        await running
+        await Server(create_app(config), front, grace=config.server.shutdown_grace, greeting=greeting).serve([front])
     finally:
-        simulation.should_exit = True
-        await backstage
+        backstage.should_exit = True
+        await simulating
 
 
-def _demo_config(simulation: Simulation) -> str:
+def _demo_config(url: str, bots: Simulator) -> str:
     """A configuration file, in JSON, for the simulated bots; its models have the names of the README."""
-    url, bots = address(simulation), simulation.simulator
     models = {
         "newoaks-demo": {
             "vendor": "newoaks",
@@ -233,10 +234,6 @@ or, with `pip install openai`:
       messages.append(answer.choices[0].message)
       print(answer.choices[0].message.content)
 """
-
-
-def _run(server: uvicorn.Server) -> None:
-    server.run()
 
 
 def _port(arguments: argparse.Namespace) -> int:

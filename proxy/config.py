@@ -76,7 +76,7 @@ def _truth(value: object) -> object:
     return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def _sent_in_a_header(secret: SecretStr) -> SecretStr:
+def _visible(secret: SecretStr) -> SecretStr:
     if not re.fullmatch("[!-~]+", secret.get_secret_value()):
         raise ValueError("must be visible ASCII characters without blanks, and not empty")
     return secret
@@ -86,6 +86,7 @@ Name = Annotated[str, _matching(r"\S+", "must be a name without blanks")]
 Label = Annotated[str, _matching(r"\S(.*\S)?", "must be one line of text, without blanks around it")]
 Glob = Annotated[str, _matching(r"([^\s\[\]]|\[[^\s\]]+\])+", "is no pattern: * ? [abc], without blanks")]
 Header = Annotated[str, _matching(r"[\w!#$%&'*+.^`|~-]+", "is no name of a header"), AfterValidator(str.lower)]
+HeaderSecret = Annotated[SecretStr, AfterValidator(_visible)]
 HeaderValue = Annotated[str, _matching(r"[^\x00-\x1f\x7f]*", "must not hold line breaks or control characters")]
 Origin = Annotated[str, _matching(r"\*|null|[a-z][\w+.-]*://[^/\s]+", "must be like https://host:port, without a path")]
 Digest = Annotated[str, _matching("[0-9a-fA-F]{64}", "must be 64 hexadecimal digits")]
@@ -180,7 +181,7 @@ class Key(Section):
     """Who may call, by a secret or by its digest."""
 
     name: Label
-    key: Annotated[SecretStr, AfterValidator(_sent_in_a_header)] | None = None
+    key: HeaderSecret | None = None
     key_sha256: Digest | None = Field(default=None, repr=False)
     models: tuple[Glob, ...] = ("*",)
     requests_per_minute: int | None = Field(default=None, ge=1)
@@ -281,10 +282,11 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         first: dict[str, int] = {}
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, line) != line:
+            if key.value in first:
                 self.doubles.append(f"line {line}: {key.value} is given twice, first on line {first[key.value]}")
+            first.setdefault(key.value, line)
         return node
 
 
@@ -320,10 +322,12 @@ def _substituted(value: Any, at: Place, environ: Mapping[str, str], unset: list[
             return found[1]
         if not found[3] or not re.fullmatch(r"[A-Za-z_]\w*", name):
             unset.append((at, "holds ${ without a NAME} or NAME:-default} after it; write $${ for the characters"))
-        elif name not in environ and not given:
+        elif name in environ or given:
+            # Like a shell's, the default also stands in for a variable that is set to nothing.
+            return environ.get(name) or default
+        else:
             unset.append((at, f"the environment variable {name} is not set"))
-        # Like a shell's, the default also stands in for a variable that is set to nothing.
-        return (environ.get(name) or default) if found[3] else found[0]
+        return found[0]
 
     if isinstance(value, dict):
         return {key: _substituted(part, (*at, key), environ, unset) for key, part in value.items()}
@@ -339,10 +343,11 @@ def _models(named: Any, vendors: Mapping[str, type[ModelOptions]], faults: list[
         return {}
     models = {}
     for name, options in named.items():
-        if not isinstance(name, str) or not re.fullmatch(r"\S+", name):
+        sane = isinstance(name, str) and re.fullmatch(r"\S+", name)
+        if not sane:
             faults.append((("models", name), "a model's name must be text without blanks"))
         kind = _kind(options, vendors, ("models", name), faults)
-        if kind and (model := _built(kind, options, ("models", name), faults)):
+        if kind and (model := _built(kind, options, ("models", name), faults)) and sane:
             models[name] = model
     return models
 
@@ -479,8 +484,8 @@ class _FileSchema(GenerateJsonSchema):
 
 def schema(vendors: Mapping[str, type[ModelOptions]]) -> dict[str, Any]:
     """JSON Schema of the file, for editors. Each vendor's models are told apart by their `vendor`."""
-    kinds: list[tuple[type[BaseModel], Literal["validation"]]] = [(kind, "validation") for kind in vendors.values()]
-    refs, shared = models_json_schema([(Config, "validation"), *kinds], schema_generator=_FileSchema)
+    kinds: set[type[BaseModel]] = {Config, ModelOptions, *vendors.values()}
+    refs, shared = models_json_schema([(kind, "validation") for kind in kinds], schema_generator=_FileSchema)
     parts = shared["$defs"]
     found = {kind: parts.pop(ref["$ref"].rpartition("/")[2]) for (kind, _), ref in refs.items()}
     models = [

@@ -62,7 +62,13 @@ class NotFound(ProxyError):
 
 
 class MethodNotAllowed(ProxyError):
+    """`allow` lists the methods that are, as the header has it."""
+
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class RequestTooLarge(ProxyError):

@@ -1,9 +1,10 @@
 """The words this program is written in: plain values, no I/O, nothing of OpenAI's or any vendor's."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal
-
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -126,3 +127,39 @@ class Parked:
     marks: Mapping[str, str]
     spoken_at: float
     ttl: float
+
+
+@dataclass(slots=True)
+class TurnRecord:
+    """One turn at one bot, filled in while it runs. Times are seconds of a monotonic clock.
+
+    `how` and `reason` are what `x-parley-conversation` and `x-parley-reason` tell; `outcome` is "ok", an error code,
+    "left" (nobody listened any more) or "" while it runs.
+    """
+
+    model: str
+    how: str = ""
+    reason: str = ""
+    outcome: str = ""
+    started: float = field(default_factory=time.monotonic)
+    first_delta: float | None = None
+    ended: float | None = None
+    deltas: int = 0
+    parked: bool = False
+    heard: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A caller: the name it goes by in partitions and logs, and the patterns of the model names it may use.
+
+    `digest` is the SHA-256 of its secret, which is kept nowhere.
+    """
+
+    name: str
+    digest: bytes = b""
+    models: Sequence[str] = ("*",)
+
+    def may_use(self, model: str) -> bool:
+        """Whether one of its patterns fits this model's name."""
+        return any(fnmatchcase(model, pattern) for pattern in self.models)

@@ -20,10 +20,10 @@ from proxy.errors import (
     VendorFailed,
 )
 from proxy.markup import MarkupFilter
-from proxy.messages import Ask, Delta, Event, Finish, Handle, Parked, Turn
+from proxy.messages import Ask, Delta, Event, Finish, Handle, Parked, Turn, TurnRecord
 from proxy.ports import Bot, ConversationStore
 from proxy.reply import Reply, Said
-from proxy.telemetry import Sink, TurnRecord, log
+from proxy.telemetry import Sink, log
 from proxy.transcript import Chain, Chat, cut, recap
 
 
@@ -100,8 +100,8 @@ class Relay:
         return Conversation(chat, chain, idle_ttl=model.options.idle_ttl or self._rules.idle_ttl)
 
     def _is_utility(self, chat: Chat) -> bool:
-        question = next((m.text for m in reversed(chat.turn) if m.role == "user"), "")
-        return any(pattern.search(question) for pattern in self._rules.utility_prompts)
+        newest = chat.turn[-1].text  # whatever its role: some are system messages
+        return any(pattern.search(newest) for pattern in self._rules.utility_prompts)
 
     async def _recorded(self, events: AsyncGenerator[Said, None], record: TurnRecord) -> AsyncGenerator[Said, None]:
         """Pass events on and keep the record; what no client asked for ends here too, whatever happens."""

@@ -9,8 +9,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
-from proxy.messages import Delta, Finish
-from proxy.telemetry import TurnRecord
+from proxy.messages import Delta, Finish, TurnRecord
 
 Said = Delta | Finish
 
@@ -38,6 +37,11 @@ class Reply:
     def listen(self) -> "Listener":
         """A new listener, to be used as a context; hears the reply from its beginning."""
         return Listener(self)
+
+    @property
+    def text(self) -> str:
+        """What has been said so far."""
+        return "".join(said.text for said in self._said if isinstance(said, Delta))
 
     def stop(self) -> None:
         """Hang up on the vendor; the handle is lost."""

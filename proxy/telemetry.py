@@ -5,10 +5,11 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass, field
 from json import dumps
 from typing import Any
 from uuid import uuid4
+
+from proxy.messages import TurnRecord
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -19,26 +20,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("parley")
 
 _WELL_FORMED_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}\Z")
-
-
-@dataclass(slots=True)
-class TurnRecord:
-    """One turn at one bot, filled in while it runs. Times are seconds of a monotonic clock.
-
-    `how` and `reason` are what `x-parley-conversation` and `x-parley-reason` tell; `outcome` is "ok", an error code,
-    "left" (nobody listened any more) or "" while it runs.
-    """
-
-    model: str
-    how: str = ""
-    reason: str = ""
-    outcome: str = ""
-    started: float = field(default_factory=time.monotonic)
-    first_delta: float | None = None
-    ended: float | None = None
-    deltas: int = 0
-    parked: bool = False
-    heard: bool = True
 
 
 Sink = Callable[[TurnRecord], None]

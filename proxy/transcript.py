@@ -102,8 +102,8 @@ class Chain:
     def head(self, messages: Iterable[Message], start: bytes | None = None) -> bytes:
         """The digest after the last of the messages."""
         head = self.start if start is None else start
-        for head in self.heads(messages, head):  # noqa: B007 - the last one is wanted
-            pass
+        for entry in canonical(messages):
+            head = self._digest(head, _encoded(entry))
         return head
 
     def _digest(self, before: bytes, content: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from proxy.framing import EventStream, FramingError, JsonObjects, Pairs, RawText
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(places)]
 
 
 def run(decoder: Any, parts: list[bytes]) -> list[Any]:
@@ -48,8 +49,7 @@ def test_what_is_no_utf8_is_an_error(decoder: Callable[[], Any], data: bytes) ->
     """Every decoder raises FramingError for bytes that are not UTF-8, at the latest at the end."""
     under_test = decoder()
     with pytest.raises(FramingError):
-        under_test.feed(data)
-        under_test.close()
+        run(under_test, [data])
 
 
 SSE = (
@@ -193,4 +193,6 @@ def _units(text: str) -> int:
 def test_half_a_pair_alone_is_replaced() -> None:
     """Half a surrogate pair that stays alone becomes a replacement character."""
     pairs = Pairs()
-    assert pairs.feed("a\ud83d") + pairs.feed("b\udc00") + pairs.feed("\ud83d") + pairs.close() == "a\ufffdb\ufffd\ufffd"
+    assert (
+        pairs.feed("a\ud83d") + pairs.feed("b\udc00") + pairs.feed("\ud83d") + pairs.close() == "a\ufffdb\ufffd\ufffd"
+    )

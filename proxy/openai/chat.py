@@ -65,7 +65,12 @@ class ChatCompletions:
         ask, ignored = self._ask(scope, request)
         form = Form(request.model, request.stream, request.include_usage, request.prompt_tokens, ignored)
         reply = self.relay.ask(model, ask)
-        await deliver(scope, receive, send, reply, form, heartbeat=self.limits.heartbeat)
+        try:
+            await deliver(scope, receive, send, reply, form, heartbeat=self.limits.heartbeat)
+        finally:
+            if self.log_content:
+                known["messages"] = [f"{message.role}: {message.text}" for message in request.messages]
+                known["reply"] = reply.text
 
     def _ask(self, scope: Scope, request: ChatRequest) -> tuple[Ask, Sequence[str]]:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

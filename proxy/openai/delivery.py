@@ -21,7 +21,9 @@ from proxy.reply import Listener, ListenerLeft, Reply, Said
 from proxy.telemetry import Receive, Scope, Send, turn_fields
 
 BYTES_PER_TOKEN = 4  # what an estimate goes by
-SILENCES_PER_CHUNK = 60.0  # seconds of silence after which an empty chunk goes out: some clients' timers hear no comments
+SILENCES_PER_CHUNK = (
+    60.0  # seconds of silence before an empty chunk goes out: some clients' timers hear no comments
+)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -82,7 +84,7 @@ class Chunks:
 
 
 async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
-    """The request's body. Raises RequestTooLarge over `limit` bytes, InvalidRequest for what is not JSON by its type."""
+    """The request's body. Raises RequestTooLarge over `limit` bytes, InvalidRequest for another type than JSON."""
     headers = dict(scope["headers"])
     kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
     if kind != b"application/json" and not kind.endswith(b"+json"):
@@ -124,9 +126,7 @@ async def _await_disconnect(receive: Receive) -> None:
         pass
 
 
-async def deliver(
-    scope: Scope, receive: Receive, send: Send, reply: Reply, form: Form, *, heartbeat: float
-) -> None:
+async def deliver(scope: Scope, receive: Receive, send: Send, reply: Reply, form: Form, *, heartbeat: float) -> None:
     """Hear the reply and pass it on in the form asked for. A client that leaves is no fault."""
     known = scope["parley"]
     try:
@@ -173,9 +173,7 @@ def _choice(text: str, finish: Finish) -> dict[str, object]:
     return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish.reason}
 
 
-async def _stream(
-    scope: Scope, send: Send, reply: Reply, listener: Listener, form: Form, *, heartbeat: float
-) -> None:
+async def _stream(scope: Scope, send: Send, reply: Reply, listener: Listener, form: Form, *, heartbeat: float) -> None:
     """Chunks as they come; all that came with one read of the vendor's leaves in one send."""
     chunks = Chunks(form.model)
     pieces: list[str] = []
@@ -193,7 +191,7 @@ async def _stream(
         over = bool(said) and isinstance(said[-1], Finish)
         await send({"type": "http.response.body", "body": out, "more_body": not over})
         if over:
-            return
+            return None
         out = b""
         try:
             said = await listener.hear(heartbeat)

@@ -79,6 +79,8 @@ def headers(fault: ProxyError) -> list[tuple[bytes, bytes]]:
         lines.append((b"retry-after", b"%d" % max(0, ceil(fault.retry_after))))
     elif row(fault).status == 429:
         lines.append((b"retry-after", b"1"))
+    if isinstance(fault, MethodNotAllowed):
+        lines.append((b"allow", fault.allow.encode()))
     if isinstance(fault, ShuttingDown | RequestTooLarge):
         lines.append((b"connection", b"close"))
     return lines
@@ -125,8 +127,8 @@ def explained(fault: Exception, scope: Scope) -> ProxyError:
 def _from_routing(fault: HTTPException, scope: Scope) -> ProxyError:
     path = scope["path"][:200]
     if fault.status_code == 405:
-        allowed = (fault.headers or {}).get("Allow", "another method")
-        return MethodNotAllowed(f"{scope['method']} is not allowed on {path}; use {allowed}")
+        allow = ", ".join(sorted((fault.headers or {}).get("Allow", "").split(", ")))
+        return MethodNotAllowed(f"{scope['method']} is not allowed on {path}; use {allow}", allow=allow)
     return NotFound(
         f"There is nothing at {path}. Chat bots are served at /v1/chat/completions, and listed at /v1/models"
     )

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import orjson
 
-from proxy.auth import Key
 from proxy.errors import ModelNotFound
+from proxy.messages import Key
 from proxy.relay import Model
 from proxy.telemetry import Receive, Scope, Send
 

@@ -246,7 +246,7 @@ def _content(content: Any, path: str) -> tuple[str, Sequence[Attachment]]:
         else:
             known = ", ".join(["text", "refusal", *_ATTACHMENTS])
             raise InvalidRequest(f"`{at}.type` is none of {known}", param=f"{at}.type", code="unsupported_value")
-    return "".join(texts), attachments
+    return "".join(texts), tuple(attachments)
 
 
 def _text(part: Mapping[str, Any], name: str, path: str) -> str:
@@ -310,7 +310,7 @@ def _tool_calls(value: Mapping[str, Any], path: str) -> Sequence[ToolCall]:
     found = [_tool_call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(calls)]
     if (old := value.get("function_call")) is not None:
         found.append(ToolCall(_field(old, "name", f"{path}.function_call"), _arguments(old, "arguments")))
-    return found
+    return tuple(found)
 
 
 def _tool_call(call: Any, path: str) -> ToolCall:

@@ -9,6 +9,8 @@ One attribute per vendor, each under its own prefix (`base_url = http://HOST:POR
     newoaks           /newoaks           secret_key chatbot_id             open ask upload put (confirm)
     quickchat         /quickchat         token scenario_id                 ask
     quickchat_legacy  /quickchat-legacy  api_key scenario_id               ask
+    askhandle         /askhandle/api/v1  token, or username password       token open ask poll
+    misterturing      /misterturing/v4.0 api_key assistant_id              open ask create deploy
 
 What every vendor has:
 
@@ -19,7 +21,8 @@ What every vendor has:
     .latency .gap     seconds, may be changed at any time
     .fail(fault, times=1, on="ask", *, seconds=None, megabytes=8, location=...) -> Fault, with .release()
     .forget()         drops all conversations at the vendor (their entries stay readable; not a violation to ask again)
-    .release()        ends every waiting `slow` and `stall`      .reset()   as new
+    .release()        ends every waiting `slow` and `stall`
+    .reset()          clears all of this and the faults to come; modes stay
 
 Faults of all vendors (used up one per call of the operation `on`; "*" is any):
 
@@ -31,30 +34,40 @@ Faults of all vendors (used up one per call of the operation `on`; "*" is any):
     NewOaks also              envelope-failed envelope-limited envelope-unauthorized (HTTP 200, Success false),
                               error-in-stream summary-extends summary-differs summary-missing
     Quickchat also            new-id hand-off (reply null, from then on)
+    AskHandle also            terminated hand-off (no answer, from then on)
 
 `cut-off` breaks the connection, which needs a real server. `redirect` points to `location`, by default to a path that
 counts as a violation when followed. Faults strike only calls that are in order; those that are not get their refusal.
 
 Modes: newoaks.framing "lines"|"sse", newoaks.cuts (bytes per write; None: one object per write), newoaks.uploads.files,
-newoaks.confirm_at(path); quickchat.changes_id.
+newoaks.confirm_at(path); quickchat.changes_id; askhandle.answer_after (polls), .answer_seconds, .lost_room (400 | 404),
+.revoke() (another token from now on); misterturing.framing "raw"|"sse", .cuts, .id_field ("conversation_id", dotted, or
+"" for a bare string), .assistants, .deployed (sets of external ids).
 
 The bot counts the messages, quotes this one and the one before, remembers a name ("my name is X", "what is my name").
 Commands in a message's last paragraph: `say TEXT` is answered by TEXT verbatim; `recite TEXT` likewise, where TEXT may
 hold blank lines. "unanswerable" gets no answer (NewOaks: noAnswer in the plain reply).
 
 From outside: POST /_sim/faults {"vendor", "fault", "times", "on", "seconds", "megabytes", "location"}, GET
-/_sim/transcript[?vendor=], POST /_sim/forget, /_sim/release, /_sim/reset {"vendor"}. Vendors are named by prefix.
+/_sim/transcript[?vendor=], POST /_sim/forget, /_sim/release, /_sim/reset {"vendor"}. Vendors are named
+by the first part of the prefix.
 """
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 
+from proxy.simulator.askhandle import AskHandle
 from proxy.simulator.desk import desk
+from proxy.simulator.misterturing import MisterTuring
 from proxy.simulator.newoaks import NewOaks
 from proxy.simulator.quickchat import Quickchat, QuickchatLegacy
 from proxy.simulator.vendor import Vendor
 
 __all__ = ["Simulator", "Vendor"]
+
+
+BASES = {"askhandle": "/api/v1", "misterturing": "/v4.0"}
+"""What belongs to a vendor's base URL besides the host."""
 
 
 class Simulator:
@@ -64,10 +77,16 @@ class Simulator:
         self.newoaks = NewOaks(latency, gap)
         self.quickchat = Quickchat(latency, gap)
         self.quickchat_legacy = QuickchatLegacy(latency, gap)
+        self.askhandle = AskHandle(latency, gap)
+        self.misterturing = MisterTuring(latency, gap)
         self.vendors: dict[str, Vendor] = {
             "newoaks": self.newoaks,
             "quickchat": self.quickchat,
             "quickchat-legacy": self.quickchat_legacy,
+            "askhandle": self.askhandle,
+            "misterturing": self.misterturing,
         }
-        mounts: list[BaseRoute] = [Mount(f"/{prefix}", vendor) for prefix, vendor in self.vendors.items()]
+        mounts: list[BaseRoute] = [Mount(f"/{name}{BASES.get(name, '')}", app) for name, app in self.vendors.items()]
         self.app = Starlette(routes=[Mount("/_sim", routes=desk(self.vendors)), *mounts])
+        # A redirect of ours would hide a wrong path.
+        self.app.router.redirect_slashes = False

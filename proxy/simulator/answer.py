@@ -1,7 +1,6 @@
 """What goes back over the wire: an answer in pieces with pauses between them, or a refusal."""
 
 import asyncio
-import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,17 +28,31 @@ class Refusal(Exception):
 
 @dataclass
 class Wait:
-    """A pause: of so many seconds, or (None) until it is released."""
+    """A pause: of so many seconds, or (None) until it is released, from whatever thread."""
 
     seconds: float | None = None
-    released: asyncio.Event = field(default_factory=asyncio.Event)
+    released: bool = False
+    _waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=list, repr=False)
+
+    def release(self) -> None:
+        """Ends the pause, for those in it and for those to come."""
+        self.released = True
+        for loop, event in list(self._waiting):
+            loop.call_soon_threadsafe(event.set)
 
     async def over(self) -> None:
-        if self.seconds == 0:
+        """Returns when the pause is over."""
+        event = asyncio.Event()
+        waiting = (asyncio.get_running_loop(), event)
+        self._waiting.append(waiting)
+        try:
+            if not self.released and self.seconds != 0:
+                async with asyncio.timeout(self.seconds):
+                    await event.wait()
+        except TimeoutError:
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.seconds):
-                await self.released.wait()
+        finally:
+            self._waiting.remove(waiting)
 
 
 class Break:
@@ -70,6 +83,7 @@ def whole(body: bytes, status: int = 200, kind: str = JSON, headers: Mapping[str
 
 
 def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    """A JSON document."""
     return whole(orjson.dumps(value), status, JSON, headers)
 
 
@@ -78,6 +92,8 @@ def streamed(units: Iterable[bytes], kind: str, cuts: int | None = None) -> Answ
     if cuts is None:
         return Answer(list(units), headers={"content-type": kind})
     body = b"".join(units)
+    # A huge reply in crumbs would take minutes.
+    cuts = max(cuts, len(body) // 10_000)
     return Answer([body[at : at + cuts] for at in range(0, len(body), cuts)], headers={"content-type": kind})
 
 

@@ -1,9 +1,10 @@
 """What can go wrong at a vendor, on request: each fault is asked for beforehand and used up by one matching call."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from http import HTTPStatus
 from time import time
 from typing import Any
 
@@ -15,19 +16,22 @@ SPOILT = "\ue0ff"
 """Stands in a text for a byte that is not UTF-8."""
 
 REFUSALS = {
-    "limited": (429, "Too many requests."),
-    "limited-date": (429, "Too many requests."),
-    "unauthorized": (401, "The credential was not accepted."),
-    "refused": (400, "The message was refused."),
-    "failed": (500, "Internal server error."),
-    "unavailable": (503, "Service unavailable."),
-    "request-timeout": (408, "Request timeout."),
-    "gateway-timeout": (504, "Gateway timeout."),
+    "limited": 429,
+    "limited-date": 429,
+    "unauthorized": 401,
+    "refused": 400,
+    "failed": 500,
+    "unavailable": 503,
+    "request-timeout": 408,
+    "gateway-timeout": 504,
 }
-"""Kind -> HTTP status and message. `envelope-KIND`, where a vendor knows it, says the same with HTTP 200."""
-
+"""Kind -> HTTP status. `envelope-KIND`, where a vendor knows it, says the same with HTTP 200."""
 HEARD = {"failed", "envelope-failed", "gateway-timeout"}
 """Refusals after the bot has taken the message in; all others come before that."""
+SPOILT_ON_THE_WAY = {"slow", "stall", "cut-off", "truncated", "endless", "garbled", "html", "redirect"}
+SPOILT_IN_ITSELF = {"empty", "null", "blank", "huge", "invalid-utf8", "wrong-type", "forgotten"}
+KINDS = frozenset({*REFUSALS, *SPOILT_ON_THE_WAY, *SPOILT_IN_ITSELF})
+"""What every vendor can do wrong."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,15 @@ class Fault:
 
     def release(self) -> None:
         """Ends the waiting of `slow` and `stall`."""
-        self.wait.released.set()
+        self.wait.release()
 
     def refusal(self) -> Refusal | None:
+        """What the vendor says instead of an answer, if that is the fault."""
         kind = self.kind.removeprefix("envelope-")
         if kind not in REFUSALS:
             return None
-        business = kind != self.kind or kind == "refused"
-        return Refusal(*REFUSALS[kind], forbidden=False, business=business)
+        status, business = REFUSALS[kind], kind != self.kind or kind == "refused"
+        return Refusal(status, f"{HTTPStatus(status).phrase}.", forbidden=False, business=business)
 
     def headers(self) -> dict[str, str]:
         """Retry-After in seconds or as a date."""
@@ -67,33 +72,6 @@ class Fault:
 
 
 NONE = Fault()
-
-
-class Schedule:
-    """The faults still to come."""
-
-    def __init__(self) -> None:
-        self._coming: list[Fault] = []
-        self._waiting: list[Fault] = []
-
-    def add(self, fault: Fault, times: int) -> None:
-        self._coming += [fault] * times
-        self._waiting = [*self._waiting[-999:], fault]
-
-    def take(self, operation: str) -> Fault:
-        """The first fault meant for this operation, used up by this; else none."""
-        for at, fault in enumerate(self._coming):
-            if fault.on in (operation, "*"):
-                return self._coming.pop(at)
-        return NONE
-
-    def release(self) -> None:
-        for fault in self._waiting:
-            fault.release()
-
-    def clear(self) -> None:
-        self.release()
-        self._coming.clear()
 
 
 def spoken(text: str, fault: Fault) -> str | None:
@@ -113,6 +91,7 @@ def spoken(text: str, fault: Fault) -> str | None:
 
 
 def encoded(text: str) -> bytes:
+    """UTF-8, but for what was spoilt on purpose."""
     return text.encode().replace(SPOILT.encode(), b"\xff")
 
 
@@ -131,51 +110,31 @@ def _wrapped(value: Any, telling: frozenset[str]) -> Any:
 
 def distorted(answer: Answer, fault: Fault) -> Answer:
     """The answer as the fault spoils it on its way."""
-    distort = DISTORTIONS.get(fault.kind)
-    return distort(answer, fault) if distort else answer
-
-
-def _slow(answer: Answer, fault: Fault) -> Answer:
-    answer.before.append(fault.wait)
-    return answer
-
-
-def _stall(answer: Answer, fault: Fault) -> Answer:
     head, tail = _halves(answer.data)
-    answer.steps = [*head, fault.wait, *tail]
+    match fault.kind:
+        case "slow":
+            answer.before.append(fault.wait)
+        case "stall":
+            answer.steps = [*head, fault.wait, *tail]
+        case "cut-off":
+            answer.steps = [*head, Break()]
+        case "truncated":
+            return _unmeasured(answer, head)
+        case "endless":
+            # A stream says its first piece again and again; a single document goes on with whatever it was saying.
+            more = head[0] if head[1:] else b" and so on" * 100
+            return _unmeasured(answer, itertools.chain(head[:-1] or head, itertools.repeat(more)))
+        case "garbled":
+            return whole(b"\x1f\x8b\x08\x00 not what it should be }{", kind=answer.headers["content-type"])
+        case "html":
+            return page(200, "We will be back soon")
+        case "redirect":
+            return whole(b"", 307, "text/plain", {"location": fault.location})
     return answer
 
 
-def _cut_off(answer: Answer, fault: Fault) -> Answer:
-    answer.steps = [*_halves(answer.data)[0], Break()]
-    return answer
-
-
-def _truncated(answer: Answer, fault: Fault) -> Answer:
-    answer.headers.pop("content-length", None)
-    answer.steps = _halves(answer.data)[0]
-    return answer
-
-
-def _endless(answer: Answer, fault: Fault) -> Answer:
-    answer.headers.pop("content-length", None)
-    head, _ = _halves(answer.data)
-    # A stream says its first piece again and again; a single document goes on within whatever it was saying.
-    more = head[0] if head[1:] else b" and so on" * 100
-    answer.steps = itertools.chain(head[:-1] or head, itertools.repeat(more))
-    return answer
-
-
-def _garbled(answer: Answer, fault: Fault) -> Answer:
-    return whole(b"\x1f\x8b\x08\x00 not what it should be }{", kind=answer.headers["content-type"])
-
-
-def _html(answer: Answer, fault: Fault) -> Answer:
-    return page(200, "We will be back soon")
-
-
-def _redirect(answer: Answer, fault: Fault) -> Answer:
-    return whole(b"", 307, "text/plain", {"location": fault.location})
+def _unmeasured(answer: Answer, steps: Iterable[bytes]) -> Answer:
+    return Answer(steps, answer.status, {"content-type": answer.headers["content-type"]})
 
 
 def page(status: int, title: str) -> Answer:
@@ -192,18 +151,3 @@ def _halves(data: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     piece = data[middle]
     at = len(piece) // 2
     return [*data[:middle], piece[:at]], [piece[at:], *data[middle + 1 :]]
-
-
-DISTORTIONS: dict[str, Callable[[Answer, Fault], Answer]] = {
-    "slow": _slow,
-    "stall": _stall,
-    "cut-off": _cut_off,
-    "truncated": _truncated,
-    "endless": _endless,
-    "garbled": _garbled,
-    "html": _html,
-    "redirect": _redirect,
-}
-SPEECH = {"empty", "null", "blank", "huge", "invalid-utf8", "wrong-type"}
-KINDS = frozenset({"forgotten", *REFUSALS, *DISTORTIONS, *SPEECH})
-"""What every vendor can do wrong."""

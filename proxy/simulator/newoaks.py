@@ -1,6 +1,6 @@
 """NewOaks AI's chat API, pretended. https://www.newoaks.ai/guides/developer/api/chat/message-a-chatbot
 
-Documented: requests, replies, the stream's objects, and that business errors are told by `Success`, `Code` and `Message`.
+Documented: requests, replies, the stream's objects, and that business errors are told by `Code` and `Message`.
 Inferred: that these come with HTTP 200, which `Code` it is (session unknown: 404), and that other faults (credential,
 form) carry an HTTP status of the same number.
 """

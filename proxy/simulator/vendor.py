@@ -12,7 +12,7 @@ from proxy.simulator import bot, faults
 from proxy.simulator.answer import Answer, Refusal, Wait, deliver, whole
 from proxy.simulator.bot import Conversation
 from proxy.simulator.call import Call, Route, Violation, body
-from proxy.simulator.faults import Fault
+from proxy.simulator.faults import NONE, Fault
 from proxy.simulator.form import read
 
 KEPT = 10_000
@@ -32,9 +32,8 @@ class Vendor:
         self.calls: list[Call] = []
         self.violations: list[Violation] = []
         self.routes: tuple[Route, ...] = ()
-        self._faults = faults.Schedule()
-
-    # What tests order and ask
+        self._coming: list[Fault] = []
+        self._made: list[Fault] = []
 
     def fail(
         self, fault: str, times: int = 1, on: str = "ask", *,
@@ -45,12 +44,14 @@ class Vendor:
         if fault not in self.kinds or on not in operations:
             raise ValueError(f"{fault!r} on {on!r}: faults {sorted(self.kinds)}, operations {sorted(operations)}")
         made = Fault(fault, on, seconds, megabytes, location, Wait(seconds))
-        self._faults.add(made, times)
+        self._coming += [made] * min(times, KEPT)
+        self._made = [*self._made[-999:], made]
         return made
 
     def release(self) -> None:
         """Ends every waiting `slow` and `stall`."""
-        self._faults.release()
+        for fault in self._made:
+            fault.release()
 
     def forget(self) -> None:
         """Drops all conversations at the vendor; their entries can still be read here."""
@@ -58,9 +59,9 @@ class Vendor:
             conversation.forgotten = True
 
     def reset(self) -> None:
-        """As new: no conversations, calls, violations or faults."""
-        self._faults.clear()
-        for kept in (self.conversations, self.calls, self.violations):
+        """No conversations, calls, violations or faults any more; modes stay as they are."""
+        self.release()
+        for kept in (self._coming, self.conversations, self.calls, self.violations):
             kept.clear()
 
     @property
@@ -78,8 +79,6 @@ class Vendor:
             "hung_up": self.hung_up,
         }
 
-    # What a vendor says for itself
-
     def admit(self, call: Call) -> None:
         """Refuses the call unless it carries the credential."""
         raise NotImplementedError
@@ -92,8 +91,6 @@ class Vendor:
         """A path or method that the documents do not know."""
         known = any(route.tail(call.path) is not None for route in self.routes)
         raise Refusal(405, "Method not allowed.") if known else Refusal(404, "Not found.")
-
-    # What a vendor's handlers use
 
     def open(self, handle: str | int, fields: Mapping[str, Any] | None = None) -> Conversation:
         """A new conversation; the oldest goes when there are too many."""
@@ -120,10 +117,13 @@ class Vendor:
             conversation.add("bot", reply)
         return reply
 
+    def violate(self, call: Call, message: str) -> None:
+        """Notes that the documents forbid this call."""
+        self.violations.append(Violation(call.method, call.path, message))
+        del self.violations[:-KEPT]
+
     def json(self, value: Any, call: Call, status: int = 200) -> Answer:
         return whole(faults.written(value, call.fault, self.telling), status)
-
-    # The way of a call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -152,12 +152,11 @@ class Vendor:
             call.data = await body(request, route.limit)
             if route.form is not None and (call.data or route.body):
                 call.fields = read(call.data, call.headers.get("content-type", ""), route.form)
-            call.fault = self._faults.take(route.operation)
+            call.fault = self._fault(route.operation)
             return self._performed(route, call)
         except Refusal as refusal:
             if refusal.forbidden:
-                self.violations.append(Violation(call.method, call.path, refusal.message))
-                del self.violations[:-KEPT]
+                self.violate(call, refusal.message)
             return self.no(refusal)
 
     def _route(self, call: Call) -> Route | None:
@@ -167,6 +166,12 @@ class Vendor:
                 call.operation, call.tail = route.operation, tail
                 return route
         return None
+
+    def _fault(self, operation: str) -> Fault:
+        for at, fault in enumerate(self._coming):
+            if fault.on in (operation, "*"):
+                return self._coming.pop(at)
+        return NONE
 
     def _performed(self, route: Route, call: Call) -> Answer:
         refusal = call.fault.refusal()

@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Annotated, Any, ClassVar, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 import orjson
@@ -25,6 +26,8 @@ from proxy.config import ModelOptions
 from proxy.errors import (
     ConversationExpired,
     InvalidRequest,
+    NoAnswer,
+    ProxyError,
     RateLimited,
     VendorAuthFailed,
     VendorError,
@@ -42,7 +45,7 @@ LONGEST_RETRY_AFTER = 86400.0
 ERROR_BYTES = 16384  # as much of an error's body is read as it takes to find its message
 
 _LOST_WHAT = re.compile(r"(?<![a-z])(session|conversation|conv_?id|(chat)?room)", re.IGNORECASE)
-_LOST_HOW = re.compile(r"not[\s_]found|(not|n.t|longer)\s+exists?|invalid|expired|unknown", re.IGNORECASE)
+_LOST_HOW = re.compile(r"not[\s_]found|(not|n.t|longer)\s+exists?|(in|not a )valid|expired|unknown", re.IGNORECASE)
 _ERROR_CODE = re.compile(r"[A-Z_]{1,40}")
 
 
@@ -62,8 +65,8 @@ class VendorOptions(ModelOptions):
     @classmethod
     def _usable(cls, url: str) -> str:
         try:
-            httpx2.URL(url)
-        except httpx2.InvalidURL:
+            _ = httpx2.URL(url), urlsplit(url).port
+        except (httpx2.InvalidURL, ValueError):
             raise ValueError("is no valid address") from None
         return url.rstrip("/")
 
@@ -150,6 +153,9 @@ class HttpBot(ABC, Generic[OptionsT]):
     def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
         """Speak, as `proxy.ports.Bot` says."""
 
+    async def start(self) -> None:  # noqa: B027 - most bots have nothing to do
+        """Whatever a bot wants to do once before it is asked anything."""
+
     async def aclose(self) -> None:
         """Give up all connections."""
         await self._client.aclose()
@@ -228,6 +234,16 @@ class HttpBot(ABC, Generic[OptionsT]):
             yield
         except (VendorFailed, VendorTimeout) as fault:
             raise VendorUnavailable(f"While opening a conversation, {fault.message}", delivered=False) from fault
+
+    @contextmanager
+    def after_sending(self) -> Iterator[None]:
+        """For calls after the vendor took a message in: whatever fails there, the message must not be sent again."""
+        try:
+            yield
+        except (VendorFailed, VendorTimeout, NoAnswer):
+            raise
+        except ProxyError as fault:
+            raise VendorFailed(f"{self.title} took the message, but then: {fault.message}") from fault
 
     @contextmanager
     def ours(self, limit: str, sent: Callable[[], bool]) -> Iterator[None]:
@@ -335,6 +351,31 @@ class _Decoded(Generic[T_co]):
             return self._decoder.feed(piece) if piece else self._decoder.close()
         except FramingError as fault:
             raise self._bot.garbled(f"sent what cannot be read: {fault}") from None
+
+
+class Words:
+    """What of a reply is let out: white space waits for the first word, so that a blank reply can be an error still."""
+
+    def __init__(self) -> None:
+        self._blank = ""
+        self._said: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._said)
+
+    def __str__(self) -> str:
+        return "".join(self._said) or self._blank
+
+    def let_out(self, text: str) -> str:
+        """The text, with the white space before it; or nothing yet."""
+        if not self._said:
+            text = self._blank + text
+            if not text.strip():
+                self._blank = text
+                return ""
+        if text:
+            self._said.append(text)
+        return text
 
 
 class _Limit(NamedTuple):

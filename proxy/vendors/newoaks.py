@@ -15,7 +15,7 @@ from proxy.errors import NoAnswer, VendorFailed
 from proxy.framing import JsonObjects, Pairs
 from proxy.messages import Delta, Event, Finish, Handle, Turn, Usage
 from proxy.transcript import compose
-from proxy.vendors.base import HeaderSecret, HttpBot, VendorOptions, names_lost
+from proxy.vendors.base import HeaderSecret, HttpBot, VendorOptions, Words, names_lost
 
 Object = Mapping[str, Any]
 
@@ -99,7 +99,7 @@ class NewOaks(HttpBot[NewOaksOptions]):
 
 
 class _Heard:
-    """What was heard of one answer. White space waits for the first word, so that a blank answer is an error."""
+    """What was heard of one answer."""
 
     def __init__(self, bot: NewOaks, handle: Handle | None) -> None:
         self.usage: Usage | None = None
@@ -108,8 +108,7 @@ class _Heard:
         self._bot = bot
         self._handle = handle
         self._pairs = Pairs()
-        self._blank = ""
-        self._said: list[str] = []
+        self._words = Words()
 
     def take(self, found: Object) -> str:
         """The text that this object lets out. After the end of the answer nothing counts any more."""
@@ -121,12 +120,12 @@ class _Heard:
             return self._summary(found)
         if "success" in found or "data" in found:
             return self._envelope(_without_case(found.get("data")))
-        return self._let_out(self._pairs.feed(_text(found, "content")))
+        return self._words.let_out(self._pairs.feed(_text(found, "content")))
 
     def close(self) -> str:
         """What is left at the end. Raises NoAnswer if there were no words at all."""
-        text = self._let_out(self._pairs.close())
-        if not self._said:
+        text = self._words.let_out(self._pairs.close())
+        if not self._words:
             raise NoAnswer(
                 "NewOaks AI took the message and said nothing: a human may have taken over, or the chatbot has nothing "
                 "to answer from; look at it in its dashboard"
@@ -137,15 +136,15 @@ class _Heard:
         self._end(data.get("totaltoken"))
         if data.get("noanswer") is True:
             self.extra["no_answer"] = True
-        return self._let_out(_text(data, "content"))
+        return self._words.let_out(_text(data, "content"))
 
     def _summary(self, found: Object) -> str:
         """The whole answer once more: what it adds to what was sent is let out; if it differs, what was sent stays."""
         self._end(found.get("totaltoken"))
         self._pairs = Pairs()
-        sent = "".join(self._said) or self._blank
+        sent = str(self._words)
         whole = Pairs().feed(_text(found, "answer"))
-        return self._let_out(whole.removeprefix(sent)) if whole.startswith(sent) else ""
+        return self._words.let_out(whole.removeprefix(sent)) if whole.startswith(sent) else ""
 
     def _end(self, tokens: object) -> None:
         self.ended = True
@@ -153,19 +152,9 @@ class _Heard:
             self.usage = Usage(total_tokens=tokens)
 
     def _fail(self, found: Object) -> NoReturn:
-        if self._said:
+        if self._words:
             raise VendorFailed("NewOaks AI broke its answer off with an error: look at the chatbot in its dashboard")
         self._bot.fail(found, self._handle)
-
-    def _let_out(self, text: str) -> str:
-        if not self._said:
-            text = self._blank + text
-            if not text.strip():
-                self._blank = text
-                return ""
-        if text:
-            self._said.append(text)
-        return text
 
 
 def _is_failure(found: Object) -> bool:

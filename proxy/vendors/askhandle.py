@@ -1,0 +1,201 @@
+"""AskHandle: https://dashboard.askhandle.com/api/v1/docs/api_reference.html
+
+A room is opened, then messages are posted to it. The answer is in the reply to the post, or is polled for.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from secrets import token_hex
+from typing import Any, Literal, Self
+
+import httpx2
+from pydantic import Field, SecretStr, model_validator
+
+from proxy.errors import (
+    NoAnswer,
+    RateLimited,
+    VendorAuthFailed,
+    VendorFailed,
+    VendorRateLimited,
+    VendorTimeout,
+    VendorUnavailable,
+)
+from proxy.messages import Delta, Event, Finish, Handle, Turn
+from proxy.transcript import compose
+from proxy.vendors.base import Answer, HeaderSecret, HttpBot, VendorOptions
+
+CONTACT = ("email", "phone_number")
+Headers = Mapping[str, str]
+Object = Mapping[str, Any]
+
+
+class AskHandleOptions(VendorOptions):
+    """Either `token`, or `username` and `password` that one is fetched with. Poll times are seconds."""
+
+    vendor: Literal["askhandle"]
+    token: HeaderSecret | None = None
+    username: str = ""
+    password: SecretStr | None = None
+    nickname: str = Field(default="visitor", min_length=1)
+    poll_interval: float = Field(default=1.5, gt=0)
+    poll_timeout: float = Field(default=60, gt=0)
+    base_url: str = "https://dashboard.askhandle.com/api/v1"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_none(cls, entry: Any) -> Any:
+        """A credential that is set to nothing is none."""
+        if not isinstance(entry, dict):
+            return entry
+        return {key: value for key, value in entry.items() if value != "" or key not in ("token", "password")}
+
+    @model_validator(mode="after")
+    def _one_credential(self) -> Self:
+        login = (bool(self.username), self.password is not None)
+        if login not in ((True, True), (False, False)) or login[0] == (self.token is not None):
+            raise ValueError("needs either token, or username and password, and not both")
+        return self
+
+    @property
+    def bot_id(self) -> str:
+        return self.username
+
+    @property
+    def credential(self) -> Mapping[str, SecretStr]:
+        given = {"token": self.token, "password": self.password}
+        return {key: secret for key, secret in given.items() if secret is not None}
+
+
+class AskHandle(HttpBot[AskHandleOptions]):
+    """The bot of an AskHandle account. A handle is `{"room": str, "nickname": str}`."""
+
+    title = "AskHandle"
+    Options = AskHandleOptions
+
+    def __init__(self, options: AskHandleOptions, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        super().__init__(options, transport=transport)
+        self._token = options.token.get_secret_value() if options.token else ""
+        self._fetching = asyncio.Lock()
+
+    def forwarded(self, turn: Turn) -> Mapping[str, str]:
+        """The priming and the contact data; the end user is known apart."""
+        contact = {f"contact.{key}": turn.contact[key] for key in (*CONTACT, "nickname") if turn.contact.get(key)}
+        return {**super().forwarded(turn), **contact}
+
+    async def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        """Speak, in one piece: this API has no stream."""
+        until = self.deadline()
+        handle = turn.handle
+        if handle is None:
+            handle = await self._open(until)
+            yield handle
+        message = self._message(turn, handle)
+        answer = await self._authorized(lambda auth: self.post("/messages/", message, until=until, headers=auth), until)
+        self.accept(answer, told=_told(answer.json()), handle=turn.handle)
+        taken = self._object(answer)
+        with self.after_sending():
+            said = _said(taken) or await self._polled(taken, until)
+        yield Delta(said)
+        yield Finish()
+
+    async def _open(self, until: float) -> Handle:
+        with self.opening():
+            answer = await self._authorized(lambda auth: self.post("/rooms/", None, until=until, headers=auth), until)
+            self.accept(answer, told=_told(answer.json()))
+            room = self._object(answer).get("uuid")
+            if not isinstance(room, str) or not room:
+                raise self.garbled("opened a room without telling its uuid")
+            return Handle({"room": room, "nickname": f"{self.options.nickname}-{token_hex(3)}"})
+
+    def _message(self, turn: Turn, handle: Handle) -> dict[str, Any]:
+        nickname = turn.contact.get("nickname") or turn.end_user or handle.data["nickname"]
+        contact = {key: turn.contact[key] for key in CONTACT if turn.contact.get(key)}
+        body = compose(turn, priming=turn.handle is None)
+        return {"body": body, "nickname": nickname, "room": {"uuid": handle.data["room"]}, **contact}
+
+    async def _polled(self, message: Object, until: float) -> str:
+        """The answer to a message that was taken in. A poll that fails is made again while there is time."""
+        if not re.fullmatch(r"[\w-]{1,64}", str(message.get("uuid"))):
+            raise self.garbled("took the message without telling its uuid")
+        now = asyncio.get_running_loop().time
+        ends = min(now() + self.options.poll_timeout, until)
+        wait, fault = self.options.poll_interval, None
+        while not message.get("terminated") and now() + wait < ends:
+            await asyncio.sleep(wait)
+            wait, fault = self.options.poll_interval, None
+            try:
+                message = await self._poll(message, ends)
+            except _TRANSIENT as failed:
+                wait, fault = max(wait, failed.retry_after or 0), failed
+            if said := _said(message):
+                return said
+        if fault is not None:
+            raise fault
+        raise NoAnswer(
+            "AskHandle took the message and did not answer within `poll_timeout`: in 'Combined Data' mode it answers "
+            "only from an uploaded data source; or its bot is off for this room, the session was ended, or a human has "
+            "taken over. Look at the room in its dashboard"
+        )
+
+    async def _poll(self, message: Object, until: float) -> Object:
+        path = f"/messages/{message['uuid']}/"
+        answer = await self._authorized(lambda auth: self.get(path, until=until, headers=auth), until)
+        self.accept(answer)
+        return {**self._object(answer), "uuid": message["uuid"]}
+
+    async def _authorized(self, call: Callable[[Headers], Awaitable[Answer]], until: float) -> Answer:
+        """Call with a token. Where a fetched one is refused, nothing came of the call: it is made once more with a new one."""
+        token = self._token or await self._fetched("", until)
+        answer = await call({"authorization": f"Token {token}"})
+        if answer.status in (401, 403) and self.options.token is None:
+            token = await self._fetched(token, until)
+            answer = await call({"authorization": f"Token {token}"})
+        return answer
+
+    async def _fetched(self, stale: str, until: float) -> str:
+        """A token other than the stale one; of many that want one, one fetches it."""
+        async with self._fetching:
+            if self._token == stale:
+                with self.opening():
+                    self._token = await self._login(until)
+            return self._token
+
+    async def _login(self, until: float) -> str:
+        assert self.options.password is not None
+        login = {"username": self.options.username, "password": self.options.password.get_secret_value()}
+        answer = await self.post("/auth/api-token", login, until=until)  # documented without a slash at its end
+        if answer.status in (400, 401, 403):
+            raise VendorAuthFailed(f"AskHandle gave no token (HTTP {answer.status}): check `username` and `password`")
+        self.accept(answer)
+        token = str(self._object(answer).get("token"))
+        if "token" not in self._object(answer) or not re.fullmatch(r"[!-~]+", token):
+            raise self.garbled("gave no token")
+        return token
+
+    def _object(self, answer: Answer) -> Object:
+        found = answer.json()
+        if not isinstance(found, Mapping):
+            raise self.garbled("answered with something else than a JSON object")
+        return found
+
+
+_TRANSIENT = (RateLimited, VendorFailed, VendorRateLimited, VendorTimeout, VendorUnavailable)
+
+
+def _said(message: Object) -> str:
+    """The answer; null and blank are "not yet" [seen in client code]."""
+    answer = message.get("support_answer")
+    return answer if isinstance(answer, str) and answer.strip() else ""
+
+
+def _told(found: object, where: str = "") -> str:
+    """The vendor's error message: `detail`, else the first text there is with the fields that lead to it [inferred]."""
+    if isinstance(found, str):
+        return f"{where} {found}".strip()
+    if isinstance(found, Mapping):
+        entries = [("detail", found["detail"])] if "detail" in found else found.items()
+        return next(filter(None, (_told(value, f"{where} {key}") for key, value in entries)), "")
+    if isinstance(found, list):
+        return next(filter(None, (_told(value, where) for value in found)), "")
+    return ""

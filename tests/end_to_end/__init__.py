@@ -1,0 +1,1 @@
+"""Whole stages over real sockets: what clients, vendors and operators would see."""

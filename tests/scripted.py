@@ -1,0 +1,77 @@
+"""A bot that keeps the truth: it remembers what each of its conversations has seen, and fails on cue."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+
+from proxy.errors import ConversationExpired, ProxyError
+from proxy.messages import Delta, Event, Finish, Handle, Turn
+from proxy.transcript import compose
+
+
+@dataclass
+class Cue:
+    """How one call goes: the fault before or after `pieces`, or how the reply ends."""
+
+    pieces: tuple[str, ...] = ()
+    fault: ProxyError | None = None
+    finish: Finish = field(default_factory=Finish)
+    forget: bool = False
+    new_handle: bool = False
+    wait: asyncio.Event | None = None  # before the last piece
+
+
+@dataclass
+class ScriptedBot:
+    """A Bot. `conversations` holds for each handle what it was sent and what it said, in order."""
+
+    identity: str = "scripted"
+    conversations: dict[int, list[str]] = field(default_factory=dict)
+    cues: deque[Cue] = field(default_factory=deque)
+    turns: list[Turn] = field(default_factory=list)
+    refuse: Callable[[Turn], None] = lambda turn: None
+    hung_up: int = 0
+    _ids: "count[int]" = field(default_factory=lambda: count(1))
+
+    def check(self, turn: Turn) -> None:
+        self.refuse(turn)
+
+    def forwarded(self, turn: Turn) -> Mapping[str, str]:
+        return {"priming": turn.priming}
+
+    async def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        self.turns.append(turn)
+        cue = self.cues.popleft() if self.cues else Cue()
+        id = int(turn.handle.data["id"]) if turn.handle else next(self._ids)
+        if cue.forget:
+            self.conversations.pop(id, None)
+        if turn.handle and id not in self.conversations:
+            raise ConversationExpired("The scripted bot has forgotten this conversation")
+        if cue.fault is not None and not cue.fault.delivered:
+            raise cue.fault
+        conversation = self.conversations.setdefault(id, [])
+        conversation.append(compose(turn, priming=turn.handle is None))
+        if turn.handle is None:
+            yield Handle({"id": id})
+        pieces = cue.pieces or (f"reply {len(conversation) // 2 + 1} ", f"to {turn.new[-1].text}")
+        try:
+            for i, piece in enumerate(pieces):
+                if cue.wait is not None and i == len(pieces) - 1:
+                    await cue.wait.wait()
+                yield Delta(piece)
+                if cue.fault is not None:
+                    raise cue.fault
+        except (asyncio.CancelledError, GeneratorExit):
+            self.hung_up += 1
+            raise
+        conversation.append("".join(pieces))
+        if cue.new_handle:
+            fresh = next(self._ids)
+            self.conversations[fresh] = self.conversations.pop(id)
+            yield Handle({"id": fresh})
+        yield cue.finish
+
+    async def aclose(self) -> None:
+        """Nothing is held."""

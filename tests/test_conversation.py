@@ -1,0 +1,100 @@
+"""Partitions, stages and what becomes of entries that were found."""
+
+from dataclasses import replace
+
+import pytest
+
+from proxy.conversation import Conversation, Partition
+from proxy.messages import Handle, Message, Parked
+from proxy.transcript import Chain, cut
+
+PARTITION = Partition("tenant", "model", "bot", "user", "", {"priming": "Be kind."})
+ASKED = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+
+
+def conversation(*messages: Message, partition: Partition = PARTITION, idle_ttl: float = 1000) -> Conversation:
+    return Conversation(cut(messages), Chain(b"key", partition.digest()), idle_ttl=idle_ttl)
+
+
+def label(of: Conversation) -> str:
+    (stage,) = of.stages()
+    return stage.labels[0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(PARTITION, tenant="other"),
+        replace(PARTITION, model="other"),
+        replace(PARTITION, bot="other"),
+        replace(PARTITION, end_user="other"),
+        replace(PARTITION, scope="other"),
+        replace(PARTITION, forwarded={"priming": "Be rude."}),
+        Partition("tenantmodel", "", "bot", "user", "", {"priming": "Be kind."}),
+    ],
+)
+def test_partitions_never_meet(other: Partition) -> None:
+    """Equal histories in partitions that differ in anything have different labels."""
+    assert label(conversation(*ASKED)) != label(conversation(*ASKED, partition=other))
+
+
+def test_a_scope_overlooks_what_is_forwarded() -> None:
+    """Inside a scope a changed system prompt does not part."""
+    inside = replace(PARTITION, scope="chat-1")
+
+    assert inside.digest() == replace(inside, forwarded={}).digest()
+
+
+def test_a_parked_handle_is_found_by_the_next_turn() -> None:
+    """The entry made after a turn lies under the label that the next turn looks up."""
+    first = conversation(Message("user", "a"))
+
+    parked = first.parked(Handle({"id": 1}), "b", now=0)
+
+    assert [label(conversation(*ASKED))] == parked.labels
+
+
+def test_a_first_turn_looks_nothing_up() -> None:
+    """Without a history there is nothing to continue."""
+    first = conversation(Message("user", "a"))
+
+    assert list(first.stages()) == []
+    assert first.unmatched([], in_use=False).how == "opened"
+
+
+@pytest.mark.parametrize(("age", "taken"), [(0, True), (949, True), (951, False), (2000, False)])
+def test_a_handle_near_its_end_is_left_alone(age: float, taken: bool) -> None:
+    """An entry is taken only while the vendor spoke less than the idle time less 5 % ago."""
+    asked = conversation(*ASKED)
+    (stage,) = asked.stages()
+    entry = Parked("1", Handle({}), stage.labels, {}, spoken_at=0, ttl=2000)
+
+    assert bool(list(asked.matches(stage, [entry], now=age))) == taken
+
+
+def test_the_grace_is_a_minute_at_most() -> None:
+    """With long idle times only the last minute is left alone."""
+    asked = conversation(*ASKED, idle_ttl=10_000)
+    (stage,) = asked.stages()
+    entry = Parked("1", Handle({}), stage.labels, {}, spoken_at=0, ttl=20_000)
+
+    assert list(asked.matches(stage, [entry], now=9_930))
+    assert not list(asked.matches(stage, [entry], now=9_950))
+
+
+def test_rebuilding_says_why() -> None:
+    """What could not be continued is rebuilt with the whole history, and the reason is told."""
+    asked = conversation(*ASKED)
+    stale = Parked("1", Handle({}), [], {}, spoken_at=0, ttl=1)
+
+    assert asked.unmatched([], in_use=False).reason == "unknown-history"
+    assert asked.unmatched([stale], in_use=False).reason == "expired"
+    assert asked.unmatched([], in_use=True).reason == "in-use"
+    assert asked.unmatched([], in_use=False).untold == asked.chat.history
+
+
+def test_an_entry_outlives_its_use() -> None:
+    """An entry is kept twice as long as it may be resumed, so that `expired` can be told from `unknown-history`."""
+    parked = conversation(Message("user", "a"), idle_ttl=50).parked(Handle({}), "b", now=7)
+
+    assert (parked.spoken_at, parked.ttl) == (7, 100)

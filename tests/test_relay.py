@@ -1,0 +1,434 @@
+"""The one use case as transcripts: what the bot is scripted to do, what the client got, what is parked."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from proxy.config import ModelOptions
+from proxy.errors import (
+    InvalidRequest,
+    NoAnswer,
+    ProxyError,
+    RateLimited,
+    ShuttingDown,
+    StoreUnavailable,
+    VendorAuthFailed,
+    VendorFailed,
+    VendorRateLimited,
+    VendorRefused,
+    VendorTimeout,
+    VendorUnavailable,
+)
+from proxy.messages import Ask, Delta, Finish, Message, Parked, TurnRecord, Usage
+from proxy.relay import Model, Relay, Rules
+from proxy.reply import Reply
+from proxy.stores.memory import MemoryStore
+from tests.scripted import Cue, ScriptedBot
+
+
+class House:
+    """A relay with one scripted bot, and a client that keeps its chat as clients do."""
+
+    def __init__(self, store: MemoryStore | None = None, *, linger: float = 10, **options: Any) -> None:
+        self.now = 1000.0
+        self.bot = ScriptedBot()
+        self.records: list[TurnRecord] = []
+        self.store = MemoryStore(max_parked=100, clock=lambda: self.now) if store is None else store
+        rules = Rules(b"secret", idle_ttl=1000, linger=linger, utility_prompts=[re.compile("^### Task:")])
+        self.relay = Relay(self.store, rules, sink=self.records.append, clock=lambda: self.now)
+        self.model = Model("model", self.bot, ModelOptions(vendor="scripted", **options))
+
+    def ask(self, *chat: Message, **more: Any) -> Reply:
+        return self.relay.ask(self.model, Ask("tenant", chat, **more))
+
+    async def told(self, *chat: Message, **more: Any) -> tuple[str, TurnRecord]:
+        reply = self.ask(*chat, **more)
+        text = ""
+        with reply.listen() as listener:
+            while True:
+                for said in await listener.hear(5):
+                    if isinstance(said, Finish):
+                        return text, reply.record
+                    text += said.text
+
+    async def said(self, text: str, chat: list[Message], **more: Any) -> str:
+        """One more turn of a chat, which grows; returns how it was continued."""
+        chat.append(Message("user", text))
+        answer, record = await self.told(*chat, **more)
+        chat.append(Message("assistant", answer))
+        return f"{record.how} {record.reason}".strip()
+
+    @property
+    def parked(self) -> int:
+        return len(self.store)
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+async def test_three_turns_are_one_conversation() -> None:
+    """A chat stays in one vendor conversation, which sees only what is new."""
+    house, chat = House(), list[Message]()
+
+    assert [await house.said(text, chat) for text in "abc"] == ["opened", "continued exact", "continued exact"]
+    assert house.bot.conversations == {1: ["a", "reply 1 to a", "b", "reply 2 to b", "c", "reply 3 to c"]}
+    assert house.parked == 1
+
+
+async def test_an_edit_is_rebuilt() -> None:
+    """A history that no conversation has seen opens a new one, with the history as a recap and the question last."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+    await house.said("b", chat)
+    edited = chat[:2]
+
+    assert await house.said("other", edited) == "rebuilt unknown-history"
+    sent = house.bot.conversations[2][0]
+    assert "User: a\nAssistant: reply 1 to a\n" in sent
+    assert sent.endswith("\n\nother")
+    assert house.parked == 2
+    assert await house.said("c", chat) == await house.said("d", edited) == "continued exact"
+
+
+async def test_identical_chats_never_share() -> None:
+    """Two text-identical chats have a conversation each, at every turn, also side by side."""
+    house = House()
+    chats: list[list[Message]] = [[], [], []]
+    for text in "abc":
+        await asyncio.gather(*(house.said(text, chat) for chat in chats))
+
+    assert (
+        list(house.bot.conversations.values()) == [["a", "reply 1 to a", "b", "reply 2 to b", "c", "reply 3 to c"]] * 3
+    )
+    assert house.parked == 3
+
+
+async def test_a_conversation_in_use_is_not_shared() -> None:
+    """A second request on a head whose handle is out at once gets a conversation of its own, and is told why."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+    gate = asyncio.Event()
+    house.bot.cues.append(Cue(pieces=("slow ", "one"), wait=gate))
+    first = asyncio.create_task(house.told(*chat, user("b")))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    _, second = await house.told(*chat, user("b"))
+    gate.set()
+
+    assert (second.how, second.reason) == ("rebuilt", "in-use")
+    assert (await first)[1].how == "continued"
+
+
+@pytest.mark.parametrize(
+    "more", [{"end_user": "other"}, {"scope": "chat-1"}, {"tenant": "other"}, {"priming": "Be rude."}]
+)
+async def test_partitions_are_kept_apart(more: dict[str, str]) -> None:
+    """No tenant, end user, scope or system prompt gets into another's conversation."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+    asked = [Message("system", more.pop("priming"))] if "priming" in more else []
+    asked += [*chat, user("b")]
+
+    reply = house.relay.ask(house.model, replace(Ask("tenant", asked), **more))  # type: ignore[arg-type]
+    await reply.ended
+
+    assert reply.record.how == "rebuilt"
+    assert len(house.bot.conversations) == 2
+
+
+async def test_a_forgotten_conversation_is_opened_anew_in_the_same_request() -> None:
+    """When the vendor has lost the handle the client gets its answer, from a conversation told the whole history."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+    house.bot.cues.append(Cue(forget=True))
+
+    assert await house.said("b", chat) == "rebuilt vendor-forgot"
+    assert "Assistant: reply 1 to a" in house.bot.conversations[2][0]
+    assert house.parked == 1
+    assert await house.said("c", chat) == "continued exact"
+
+
+NOT_DELIVERED = [
+    VendorUnavailable("x"),
+    VendorAuthFailed("x"),
+    VendorRateLimited("x"),
+    VendorRefused("x"),
+    RateLimited("x"),
+]
+DELIVERED = [VendorFailed("x"), VendorTimeout("x"), NoAnswer("x")]
+
+
+@pytest.mark.parametrize("fault", NOT_DELIVERED, ids=lambda fault: type(fault).__name__)
+async def test_an_undelivered_turn_leaves_the_conversation_where_it_was(fault: ProxyError) -> None:
+    """After a fault before the vendor saw the turn, the same turn continues the same conversation."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+    house.bot.cues.append(Cue(fault=fault))
+    with pytest.raises(type(fault)):
+        await house.told(*chat, user("b"))
+
+    assert await house.said("b", chat) == "continued exact"
+    assert house.bot.conversations[1] == ["a", "reply 1 to a", "b", "reply 2 to b"]
+
+
+@pytest.mark.parametrize("fault", DELIVERED, ids=lambda fault: type(fault).__name__)
+async def test_a_turn_that_may_have_arrived_is_never_sent_there_again(fault: ProxyError) -> None:
+    """After an unknown outcome the conversation is given up: asked again, the turn goes into a new one."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+    house.bot.cues.append(Cue(fault=fault))
+    with pytest.raises(type(fault)):
+        await house.told(*chat, user("b"))
+
+    assert house.parked == 0
+    assert await house.said("b", chat) == "rebuilt unknown-history"
+    assert all(sent.count("b") <= 1 for sent in house.bot.conversations.values())
+
+
+async def test_a_new_conversation_that_failed_is_dropped() -> None:
+    """Nothing is parked of a first turn that failed, delivered or not."""
+    house = House()
+    for fault in [VendorUnavailable("x"), VendorFailed("x")]:
+        house.bot.cues.append(Cue(fault=fault))
+        with pytest.raises(type(fault)):
+            await house.told(user("a"))
+
+    assert house.parked == 0
+
+
+async def test_an_undelivered_turn_keeps_the_clock() -> None:
+    """A handle put back is as old as it was."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+    house.now += 900
+    house.bot.cues.append(Cue(fault=VendorRateLimited("x")))
+    with pytest.raises(VendorRateLimited):
+        await house.told(*chat, user("b"))
+    house.now += 60
+
+    assert await house.said("b", chat) == "rebuilt expired"
+
+
+@pytest.mark.parametrize("pieces", [(" ", "\n"), ("",)])
+async def test_a_blank_reply_is_an_error(pieces: tuple[str, ...]) -> None:
+    """A reply of nothing but white space is no answer, and its conversation is dropped."""
+    house = House()
+    house.bot.cues.append(Cue(pieces=pieces))
+    with pytest.raises(NoAnswer):
+        await house.told(user("a"))
+
+    assert house.parked == 0
+
+
+async def test_the_handle_is_parked_before_the_end_is_heard() -> None:
+    """Whoever hears the end of a reply can continue it at once."""
+    house = House()
+    reply = house.ask(user("a"))
+    with reply.listen() as listener:
+        while not any(isinstance(said, Finish) for said in await listener.hear()):
+            assert house.parked == 0
+
+        assert house.parked == 1
+
+
+async def test_a_changed_handle_is_the_one_parked() -> None:
+    """When the vendor gives its conversation another id, the next turn goes there."""
+    house, chat = House(), list[Message]()
+    house.bot.cues.append(Cue(new_handle=True))
+    await house.said("a", chat)
+
+    assert await house.said("b", chat) == "continued exact"
+    assert house.bot.conversations == {2: ["a", "reply 1 to a", "b", "reply 2 to b"]}
+
+
+async def test_a_client_that_leaves_gets_its_conversation_parked() -> None:
+    """A reply that ends within `linger` after its client left is parked; the client may come back."""
+    house, gate = House(linger=5), asyncio.Event()
+    house.bot.cues.append(Cue(pieces=("re", "ply"), wait=gate))
+    reply = house.ask(user("a"))
+    with reply.listen() as listener:
+        await listener.hear()
+    gate.set()
+    await reply.ended
+
+    assert house.parked == 1
+    assert house.records[0].outcome == "ok"
+    assert not house.records[0].heard
+
+
+async def test_a_client_that_leaves_for_good_stops_the_vendor() -> None:
+    """A reply that outlasts `linger` unheard is hung up on, and its conversation dropped."""
+    house = House(linger=0)
+    house.bot.cues.append(Cue(pieces=("re", "ply"), wait=asyncio.Event()))
+    reply = house.ask(user("a"))
+    with reply.listen() as listener:
+        await listener.hear()
+    await asyncio.wait([reply.ended])
+
+    assert house.bot.hung_up == 1
+    assert house.parked == 0
+    assert house.records[0].outcome == "left"
+
+
+async def test_a_utility_prompt_leaves_the_chat_alone() -> None:
+    """A chat UI's title prompt gets a conversation of its own, told the history, never parked."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+
+    _, record = await house.told(*chat, user("### Task:\nGenerate a title"))
+
+    assert record.how == "utility"
+    assert house.parked == 1
+    assert await house.said("b", chat) == "continued exact"
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        [Message("system", "only priming")],
+        [user("a"), Message("assistant", "b")],
+        [user(" ")],
+        [user("a"), Message("assistant", "b"), user("")],
+    ],
+)
+async def test_nothing_new_to_say_is_refused(chat: Sequence[Message]) -> None:
+    """A request without a new message is the client's fault, and nothing is sent."""
+    house = House()
+    with pytest.raises(InvalidRequest) as refused:
+        house.ask(*chat)
+
+    assert refused.value.param == "messages"
+    assert house.bot.turns == []
+
+
+async def test_content_the_bot_cannot_carry_is_refused_first() -> None:
+    """What a bot refuses to carry is refused before any conversation is looked up."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+
+    def refuse(turn: object) -> None:
+        raise InvalidRequest("no images", code="unsupported_value")
+
+    house.bot.refuse = refuse
+    with pytest.raises(InvalidRequest):
+        house.ask(*chat, user("b"))
+
+    assert house.parked == 1
+
+
+async def test_recap_may_be_refused() -> None:
+    """`recap: refuse` answers an unknown history with `conversation_not_found` and sends nothing."""
+    house = House(recap="refuse")
+    with pytest.raises(InvalidRequest) as refused:
+        await house.told(user("a"), Message("assistant", "never said"), user("b"))
+
+    assert refused.value.code == "conversation_not_found"
+    assert house.bot.turns == []
+
+
+async def test_recap_may_be_left_out() -> None:
+    """`recap: ignore` sends the question alone and says so."""
+    house = House(recap="ignore")
+
+    _, record = await house.told(user("a"), Message("assistant", "never said"), user("b"))
+
+    assert (record.how, record.reason) == ("rebuilt", "recap-off")
+    assert house.bot.conversations[1][0] == "b"
+
+
+async def test_the_system_prompt_may_be_ignored() -> None:
+    """`system_prompt: ignore` forwards none, and then it does not part conversations either."""
+    house, chat = House(system_prompt="ignore"), [Message("system", "one")]
+    await house.said("a", chat)
+    chat[0] = Message("system", "two")
+
+    assert await house.said("b", chat) == "continued exact"
+    assert house.bot.conversations[1][0] == "a"
+
+
+async def test_markup_is_converted_before_anybody_sees_it() -> None:
+    """`html: markdown` converts the reply; the chat is continued under the converted text."""
+    house, chat = House(html="markdown"), list[Message]()
+    house.bot.cues.append(
+        Cue(
+            pieces=(
+                "one<b",
+                "r>two &am",
+                "p; three",
+            )
+        )
+    )
+
+    await house.said("a", chat)
+
+    assert chat[-1].text == "one\ntwo & three"
+    assert await house.said("b", chat) == "continued exact"
+
+
+class LostStore(MemoryStore):
+    """A store that is out of reach."""
+
+    async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
+        raise StoreUnavailable("out of reach")
+
+    async def put(self, parked: Parked) -> None:
+        raise StoreUnavailable("out of reach")
+
+
+async def test_a_lost_store_costs_only_the_context() -> None:
+    """Without its store the relay still answers, rebuilding every time, and says why."""
+    house, chat = House(LostStore(max_parked=9)), list[Message]()
+
+    assert await house.said("a", chat) == "opened"
+    assert await house.said("b", chat) == "rebuilt store-unavailable"
+
+
+async def test_a_record_tells_what_happened() -> None:
+    """Every turn leaves one record with its outcome and its durations."""
+    house = House()
+    house.bot.cues += [Cue(finish=Finish(usage=Usage(7))), Cue(fault=VendorFailed("x")), Cue(fault=VendorRefused("x"))]
+    await house.told(user("a"))
+    for _ in range(2):
+        with pytest.raises(ProxyError):
+            await house.told(user("a"))
+
+    assert [record.outcome for record in house.records] == ["ok", "vendor_failed", "vendor_refused"]
+    assert house.records[0].parked
+    assert house.records[0].deltas == 2
+    assert house.records[0].ended is not None
+
+
+async def test_draining_waits_for_running_replies() -> None:
+    """A drain takes nothing new, lets what runs end, and parks it."""
+    house, gate = House(), asyncio.Event()
+    house.bot.cues.append(Cue(pieces=("re", "ply"), wait=gate))
+    reply = house.ask(user("a"))
+    with reply.listen() as listener:
+        assert await listener.hear() == [Delta("re")]
+        draining = asyncio.create_task(house.relay.drain(5))
+        await asyncio.sleep(0)
+        with pytest.raises(ShuttingDown):
+            house.ask(user("b"))
+        gate.set()
+        await draining
+
+        assert house.parked == 1
+
+
+async def test_draining_stops_what_is_late() -> None:
+    """When the grace is over, running replies are stopped and their vendors hung up on."""
+    house = House()
+    house.bot.cues.append(Cue(pieces=("re", "ply"), wait=asyncio.Event()))
+    reply = house.ask(user("a"))
+    with reply.listen() as listener:
+        await listener.hear()
+        await house.relay.drain(0.01)
+
+    assert house.bot.hung_up == 1
+    assert house.parked == 0

@@ -1,0 +1,521 @@
+"""What every bot promises, tried on every bot before its simulated vendor. Which bots there are: members.py."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from proxy.errors import (
+    ConversationExpired,
+    InvalidRequest,
+    NoAnswer,
+    ProxyError,
+    VendorAuthFailed,
+    VendorError,
+    VendorFailed,
+    VendorRateLimited,
+    VendorRefused,
+    VendorTimeout,
+    VendorUnavailable,
+)
+from proxy.messages import Attachment, Delta, Event, Finish, Handle, Message, Turn
+from proxy.simulator import Simulator
+from proxy.vendors.base import HttpBot
+from tests.conftest import served
+from tests.vendors.members import MEMBERS, PROMPTLY, SIMULATED, Heard, Member, Scene, hear, scene_of, until
+
+PRIVATE = "It rains in Zwolle"  # asked and answered wherever something goes wrong; no error may tell
+SHORT = 0.25  # seconds; only ever the limit of a call that would last for ever
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a vendor does wrong and what must come of it.
+
+    `order` says how hard it does it, `gap` is its pause between pieces, `options` are the bot's; the error names what
+    is in `names`. `lasts`: only the bot's own limit ends it, and that hangs up.
+    """
+
+    kind: str
+    error: type[VendorError]
+    delivered: bool
+    order: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    gap: float = 0.0
+    names: str = ""
+    retry_after: float | None = None
+    lasts: bool = False
+
+
+def limit(kind: str, error: type[VendorError], key: str, value: float, **more: Any) -> Fault:
+    """A fault that the limit under this key of the configuration ends."""
+    return Fault(kind, error, True, options={key: value}, names=f"`{key}`", lasts=kind != "huge", **more)
+
+
+FAULTS: Mapping[str, Fault] = {
+    "limited": Fault("limited", VendorRateLimited, False, order={"seconds": 30}, retry_after=30),
+    "limited-date": Fault("limited-date", VendorRateLimited, False, order={"seconds": 30}, retry_after=30),
+    "unauthorized": Fault("unauthorized", VendorAuthFailed, False),
+    "refused": Fault("refused", VendorRefused, False),
+    "failed": Fault("failed", VendorFailed, True),
+    "unavailable": Fault("unavailable", VendorFailed, True),
+    "request-timeout": Fault("request-timeout", VendorTimeout, True),
+    "gateway-timeout": Fault("gateway-timeout", VendorTimeout, True),
+    "envelope-failed": Fault("envelope-failed", VendorFailed, True),
+    "envelope-limited": Fault("envelope-limited", VendorRateLimited, False, order={"seconds": 30}, retry_after=30),
+    "envelope-unauthorized": Fault("envelope-unauthorized", VendorAuthFailed, False),
+    "error-in-stream": Fault("error-in-stream", VendorFailed, True),
+    "slow-to-begin": limit("slow", VendorTimeout, "first_byte_timeout", SHORT),
+    "slow-altogether": limit("slow", VendorTimeout, "timeout", SHORT),
+    "stall": limit("stall", VendorTimeout, "idle_timeout", SHORT),
+    "stall-altogether": limit("stall", VendorTimeout, "timeout", SHORT),
+    "drip": limit("endless", VendorTimeout, "timeout", SHORT, gap=0.02),
+    "endless": limit("endless", VendorFailed, "max_reply_bytes", 20_000),
+    "huge": limit("huge", VendorFailed, "max_reply_bytes", 20_000, order={"megabytes": 0.05}),
+    "garbled": Fault("garbled", VendorFailed, True),
+    "html": Fault("html", VendorFailed, True),
+    "wrong-type": Fault("wrong-type", VendorFailed, True),
+    "truncated": Fault("truncated", VendorFailed, True),
+    "cut-off": Fault("cut-off", VendorFailed, True),
+    "invalid-utf8": Fault("invalid-utf8", VendorFailed, True),
+    "redirect": Fault("redirect", VendorFailed, True, names="`base_url`"),
+    "empty": Fault("empty", NoAnswer, True),
+    "blank": Fault("blank", NoAnswer, True),
+    "null": Fault("null", NoAnswer, True),
+    "hand-off": Fault("hand-off", NoAnswer, True),
+}
+HARMLESS = ("summary-extends", "summary-differs", "summary-missing")
+IN_SPEECH = {"huge", "invalid-utf8", "empty", "blank", "null"}  # strike what the bot says, not other calls
+ELSEWHERE = {"forgotten", "new-id"}  # kinds that have tests of their own, below
+
+LETTERS = {
+    "newlines": "\n\none\ntwo\n\n\nthree",
+    "other line ends": "one\r\ntwo\rthree\u2028four\u2029five\x85six\x0bseven\x0ceight",
+    "white space": "  \t two blanks and a tab before,  two within, some after \n ",
+    "html": "<p>a &amp; b<br/>&lt;c&gt;</p><script>1 < 2</script>",
+    "json": '{"content": "no", "Success": false, "Code": 500, "reply": null, "errors": {"root": []}}',
+    "events": 'data: {"content": "no"}\n\ndata: [DONE]\n\nevent: end\nid: 1\nretry: 5\n: ping\n\n[DONE]',
+    "braces": '}}{{ "{" \\" \\\\ \\u007b [}] \'{\'',
+    "beyond ASCII": "Grüße, 你好世界, こんにちは, 안녕, שלום, e\u0301, \ufeff",
+    "beyond the BMP": "👩‍👩‍👧‍👦 🇳🇱 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𠮷野家 🙂",
+    "long": "A sentence of many. " * 200,
+}
+
+
+def cases(faults: Iterable[str], members: Mapping[str, Member] = MEMBERS) -> list[Any]:
+    """Every fault with every member that can meet it."""
+    return [
+        pytest.param(member, fault, id=f"{name}-{fault}")
+        for fault in faults
+        for name, member in members.items()
+        if (FAULTS[fault].kind if fault in FAULTS else fault) in member.kinds and fault not in member.never
+    ]
+
+
+def only(holds: Callable[[Member], bool]) -> pytest.MarkDecorator:
+    """The scene is set for these members only."""
+    chosen = [pytest.param(member, id=name) for name, member in MEMBERS.items() if holds(member)]
+    return pytest.mark.parametrize("scene", chosen, indirect=True)
+
+
+OPENING = {name: member for name, member in MEMBERS.items() if member.opens}
+IN_OPENING = [name for name, fault in FAULTS.items() if fault.kind not in IN_SPEECH | {"error-in-stream", "hand-off"}]
+
+
+@pytest.fixture(scope="module")
+def simulated() -> Iterator[tuple[Simulator, str]]:
+    """All simulated vendors on a real socket, and their URL."""
+    simulator = Simulator()
+    with served(simulator.app) as url:
+        yield simulator, url
+
+
+@pytest.fixture(params=[pytest.param(member, id=name) for name, member in MEMBERS.items()])
+async def scene(request: pytest.FixtureRequest, simulated: tuple[Simulator, str]) -> AsyncIterator[Scene]:
+    """Every member in turn, before a vendor as new."""
+    async with scene_of(request.param, *simulated) as set_up:
+        yield set_up
+
+
+async def known(scene: Scene, bot: HttpBot[Any] | None = None) -> Handle:
+    """A conversation that the vendor knows."""
+    return (await hear(bot or scene.bot(), scene.turn("hello"))).handles[0]
+
+
+async def failure(scene: Scene, bot: HttpBot[Any], turn: Turn) -> tuple[VendorError, Sequence[Event]]:
+    """The error that this turn ends with, promptly and telling nothing that is private, and what came before it."""
+    events = []
+    with pytest.raises(ProxyError) as caught:
+        async with asyncio.timeout(PROMPTLY):
+            async for event in bot.reply(turn):
+                events.append(event)
+    assert isinstance(caught.value, VendorError)
+    assert not any(isinstance(event, Finish) for event in events)
+    shown = "\n".join(told(caught.value))
+    assert not [private for private in (PRIVATE, *scene.secrets()) if private in shown]
+    return caught.value, events
+
+
+def told(error: BaseException | None) -> Iterator[str]:
+    """Everything that an error and those it came from may show."""
+    while error is not None:
+        yield from (str(error), repr(error), repr(vars(error)))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+async def meet(scene: Scene, fault: Fault, turn: Turn, on: str = "ask") -> VendorError:
+    """Let the vendor do that to this turn; what the bot makes of it fits the fault."""
+    bot = scene.bot(**fault.options)
+    before = scene.count(on)
+    scene.vendor.gap = fault.gap
+    scene.vendor.fail(fault.kind, on=on, **fault.order)
+    error, _ = await failure(scene, bot, turn)
+    scene.vendor.gap = 0.0
+    assert type(error) is fault.error
+    assert error.delivered is fault.delivered
+    assert fault.names in error.message
+    assert error.retry_after == (fault.retry_after and pytest.approx(fault.retry_after, abs=3))
+    if fault.error is VendorAuthFailed:
+        assert all(f"`{key}`" in error.message for key in bot.options.credential)
+    assert scene.count(on) == before + 1
+    if fault.lasts:
+        await until(lambda: scene.vendor.hung_up == 1)
+    return error
+
+
+async def test_new_conversation(scene: Scene) -> None:
+    """A turn without handle gives a handle, then text, then one end, and the text is what the vendor said."""
+    heard = await hear(scene.bot(), scene.turn("hello there"))
+    assert heard.order == [Handle, Delta, Finish]
+    assert len(heard.handles) == 1
+    assert heard.text == scene.said
+    assert all(event.text for event in heard.events if isinstance(event, Delta))
+    assert scene.heard() == ["hello there"]
+    assert isinstance(heard.events[-1], Finish)
+    assert heard.events[-1].reason == "stop"
+
+
+async def test_known_conversation(scene: Scene) -> None:
+    """A turn with a handle goes into that conversation, and into no other, as often as one likes."""
+    bot = scene.bot()
+    handle = await known(scene, bot)
+    for text in ("my name is Ada", "what is my name?"):
+        heard = await hear(bot, scene.turn(text, handle))
+        assert heard.order == [Delta, Finish]
+        assert heard.text == scene.said
+    assert "Ada" in heard.text
+    assert scene.heard() == ["hello", "my name is Ada", "what is my name?"]
+    assert len(scene.conversations) == 1
+    assert scene.count(scene.member.opens) <= 1
+
+
+async def test_handle_is_all_there_is(scene: Scene) -> None:
+    """A handle that went through another process continues the conversation at another bot object."""
+    handle = await known(scene)
+    heard = await hear(scene.bot(), scene.turn("and now?", Handle(dict(handle.data))))
+    assert heard.handles == []
+    assert scene.heard() == ["hello", "and now?"]
+    assert all(type(value) in (str, int) for value in handle.data.values())
+
+
+@only(lambda member: "new-id" in member.kinds)
+async def test_changed_handle(scene: Scene) -> None:
+    """A handle that the vendor changes is told once, and is the one that goes on."""
+    bot = scene.bot()
+    handle = await known(scene, bot)
+    scene.vendor.fail("new-id")
+    heard = await hear(bot, scene.turn("second", handle))
+    assert heard.order == [Handle, Delta, Finish]
+    assert heard.handles != [handle]
+    assert (await hear(bot, scene.turn("third", heard.handles[0]))).handles == []
+    assert scene.heard() == ["hello", "second", "third"]
+
+
+@pytest.mark.parametrize("recap", ["", "[Earlier]\nUser: hi\n[End]"])
+async def test_question_stands_last(scene: Scene, recap: str) -> None:
+    """A new conversation is told system prompt, recap and context before the question, parted by blank lines."""
+    new = (Message("system", "Only cats."), Message("user", "Look:"), Message("user", "say miaow"))
+    heard = await hear(scene.bot(), scene.turn("", new=new, priming="Be kind.", recap=recap))
+    assert heard.text == "miaow"
+    parts = ["" if scene.member.context else "Be kind.", recap, "Only cats.", "Look:", "say miaow"]
+    assert scene.heard() == ["\n\n".join(filter(None, parts))]
+    if scene.member.context:
+        assert scene.conversations[0].heard[0].fields[scene.member.context] == "Be kind."
+
+
+@pytest.mark.parametrize("recap", ["", "[Meanwhile]\nUser: hi\n[End]"])
+async def test_system_prompt_is_told_once(scene: Scene, recap: str) -> None:
+    """A known conversation is told what it has missed, and the system prompt only where that has a field of its own."""
+    bot = scene.bot()
+    handle = (await hear(bot, scene.turn("hello", priming="Be kind."))).handles[0]
+    await hear(bot, scene.turn("say miaow", handle, priming="Be kind.", recap=recap))
+    assert scene.heard()[1] == "\n\n".join(filter(None, [recap, "say miaow"]))
+    if scene.member.context:
+        assert [entry.fields[scene.member.context] for entry in scene.conversations[0].heard] == ["Be kind."] * 2
+
+
+@pytest.mark.parametrize("name", LETTERS)
+async def test_to_the_letter(scene: Scene, name: str) -> None:
+    """A reply comes out to the letter, whatever it looks like, and so does the question."""
+    text = LETTERS[name]
+    heard = await hear(scene.bot(), scene.turn(f"recite {text}"))
+    assert heard.text == scene.said == text
+    assert scene.heard() == [f"recite {text}"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
+async def test_split_characters(scene: Scene, size: int) -> None:
+    """Characters that are cut across network reads come out whole."""
+    text = LETTERS["beyond the BMP"] + LETTERS["beyond ASCII"] + LETTERS["braces"] + LETTERS["events"]
+    heard = await hear(scene.bot(shreds=size), scene.turn(f"recite {text}"))
+    assert heard.text == text
+    assert heard.order == [Handle, Delta, Finish]
+
+
+@pytest.mark.parametrize("wholly", [True, False])
+async def test_forgotten_conversation(scene: Scene, wholly: bool) -> None:
+    """A conversation that the vendor has forgotten is told as expired before any text; anew it goes on."""
+    bot = scene.bot()
+    handle = await known(scene, bot)
+    if wholly:
+        scene.vendor.forget()
+    else:
+        scene.vendor.fail("forgotten")
+    error, events = await failure(scene, bot, scene.turn(f"say {PRIVATE}", handle))
+    assert type(error) is ConversationExpired
+    assert not error.delivered
+    assert events == []
+    assert scene.count("ask") == 2
+    heard = await hear(bot, scene.turn("say anew"))
+    assert heard.text == "anew"
+    assert heard.handles not in ([], [handle])
+
+
+async def test_nothing_to_forget(scene: Scene) -> None:
+    """A new conversation never expires, whatever its vendor says of it."""
+    scene.vendor.fail("forgotten")
+    try:
+        await hear(scene.bot(), scene.turn("hello"))
+    except ConversationExpired:
+        pytest.fail("a conversation expired that there was not")
+    except VendorError:
+        assert scene.heard() == []
+
+
+@pytest.mark.parametrize(
+    ("scene", "name"),
+    cases([name for name, fault in FAULTS.items() if SHORT not in fault.options.values()]),
+    indirect=["scene"],
+)
+async def test_fault_in_a_new_conversation(scene: Scene, name: str) -> None:
+    """A fault in a new conversation is told as what it is, and `delivered` never denies what the vendor took in."""
+    fault = FAULTS[name]
+    error = await meet(scene, fault, scene.turn(f"say {PRIVATE}"))
+    assert error.delivered or scene.heard() == []
+    scene.vendor.reset()
+    assert (await hear(scene.bots[-1], scene.turn("say yes"))).text == "yes"
+
+
+@pytest.mark.parametrize(("scene", "name"), cases(FAULTS), indirect=["scene"])
+async def test_fault_in_a_known_conversation(scene: Scene, name: str) -> None:
+    """A fault in a known conversation is told as what it is; if the turn was not delivered, the handle goes on."""
+    fault = FAULTS[name]
+    handle = await known(scene)
+    error = await meet(scene, fault, scene.turn(f"say {PRIVATE}", handle))
+    assert error.delivered or scene.heard() == ["hello"]
+    if not error.delivered:
+        assert (await hear(scene.bots[-1], scene.turn("say yes", handle))).text == "yes"
+
+
+@pytest.mark.parametrize(("scene", "name"), cases(IN_OPENING, OPENING), indirect=["scene"])
+async def test_fault_while_opening(scene: Scene, name: str) -> None:
+    """A fault of the call that opens a conversation means that nothing was delivered, and nothing is sent then."""
+    fault = FAULTS[name]
+    kind = VendorUnavailable if fault.error in (VendorFailed, VendorTimeout) else fault.error
+    await meet(scene, replace(fault, error=kind, delivered=False), scene.turn(f"say {PRIVATE}"), scene.member.opens)
+    assert scene.heard() == []
+    assert scene.count("ask") == 0
+
+
+@pytest.mark.parametrize(("scene", "kind"), cases(HARMLESS), indirect=["scene"])
+async def test_harmless_fault(scene: Scene, kind: str) -> None:
+    """An end that is not as documented spoils no reply."""
+    scene.vendor.fail(kind)
+    heard = await hear(scene.bot(), scene.turn("hello"))
+    assert heard.text == scene.said
+    assert heard.order == [Handle, Delta, Finish]
+
+
+def test_every_fault_has_its_row() -> None:
+    """Whatever a simulated vendor can do wrong is tried, or a reason is given why it is not."""
+    tried = {fault.kind for fault in FAULTS.values()} | set(HARMLESS) | ELSEWHERE
+    for member in MEMBERS.values():
+        assert member.kinds <= tried
+        assert member.never.keys() <= FAULTS.keys() | SIMULATED[member.model].kinds
+        assert all(member.never.values())
+    assert {member.model for member in MEMBERS.values()} == SIMULATED.keys()
+
+
+async def test_nobody_there(scene: Scene, unused_tcp_port: int) -> None:
+    """A vendor that cannot be reached has seen nothing, and the error names the key to look at."""
+    bot = scene.bot(base_url=f"http://127.0.0.1:{unused_tcp_port}")
+    error, events = await failure(scene, bot, scene.turn(f"say {PRIVATE}"))
+    assert type(error) is VendorUnavailable
+    assert not error.delivered
+    assert "`base_url`" in error.message
+    assert events == []
+
+
+async def asking(
+    scene: Scene, bot: HttpBot[Any], handle: Handle, kind: str, times: int = 1
+) -> list[asyncio.Task[Heard]]:
+    """So many turns at the same time, all hanging in this fault."""
+    before = scene.count("ask")
+    scene.vendor.fail(kind, times=times)
+    tasks = [asyncio.create_task(hear(bot, scene.turn(f"say {PRIVATE}", handle))) for _ in range(times)]
+    await until(lambda: scene.count("ask") == before + times)
+    if kind == "stall":
+        await until(lambda: all(call.status for call in scene.vendor.calls))
+    await asyncio.sleep(0.02)
+    return tasks
+
+
+async def cancelled(tasks: Iterable[asyncio.Task[Heard]]) -> None:
+    """Cancel all of these; they end with it, at once."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    async with asyncio.timeout(PROMPTLY):
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ended)
+
+
+@pytest.mark.parametrize("kind", ["slow", "stall"])
+async def test_cancelled_turn(scene: Scene, kind: str) -> None:
+    """A turn that is cancelled, before the answer's head or within its body, hangs up, and the bot goes on."""
+    bot = scene.bot()
+    handle = await known(scene, bot)
+    await cancelled(await asking(scene, bot, handle, kind))
+    await until(lambda: scene.vendor.hung_up == 1)
+    assert (await hear(bot, scene.turn("say yes"))).text == "yes"
+
+
+@only(lambda member: bool(member.opens))
+async def test_cancelled_while_opening(scene: Scene) -> None:
+    """A turn that is cancelled while its conversation is being opened hangs up and is never sent."""
+    bot = scene.bot()
+    scene.vendor.fail("slow", on=scene.member.opens)
+    task = asyncio.create_task(hear(bot, scene.turn("hello")))
+    await until(lambda: scene.count(scene.member.opens) == 1)
+    await cancelled([task])
+    await until(lambda: scene.vendor.hung_up == 1)
+    assert scene.count("ask") == 0
+    assert (await hear(bot, scene.turn("say yes"))).text == "yes"
+
+
+@only(lambda member: member.piecewise)
+async def test_closed_in_the_midst(scene: Scene) -> None:
+    """A reply that is closed in the midst of its text hangs up, and the bot goes on."""
+    bot = scene.bot()
+    scene.vendor.fail("stall")
+    reply = bot.reply(scene.turn("a long reply, please"))
+    async with asyncio.timeout(PROMPTLY):
+        assert isinstance(await anext(reply), Handle)
+        assert isinstance(await anext(reply), Delta)
+        await reply.aclose()
+    await until(lambda: scene.vendor.hung_up == 1)
+    assert (await hear(bot, scene.turn("say yes"))).text == "yes"
+
+
+async def test_closed_after_the_handle(scene: Scene) -> None:
+    """A reply that is closed at its handle leaves a conversation to go on with and a free connection."""
+    bot = scene.bot(max_connections=1, connect_timeout=PROMPTLY)
+    reply = bot.reply(scene.turn("hello"))
+    handle = await anext(reply)
+    assert isinstance(handle, Handle)
+    await reply.aclose()
+    assert scene.count("ask") == (0 if scene.member.opens else 1)
+    heard = await hear(bot, scene.turn("say yes", handle))
+    assert heard.text == "yes"
+    assert heard.handles == []
+
+
+async def test_never_begun(scene: Scene) -> None:
+    """A reply that nobody asks for sends nothing."""
+    await scene.bot().reply(scene.turn("hello")).aclose()
+    assert scene.vendor.calls == []
+
+
+@pytest.mark.parametrize("kind", ["slow", "stall"])
+async def test_many_cancelled_turns(scene: Scene, kind: str) -> None:
+    """Twenty turns that are cancelled give all their connections back to the twenty that follow."""
+    bot = scene.bot(max_connections=20, connect_timeout=PROMPTLY)
+    handle = await known(scene, bot)
+    await cancelled(await asking(scene, bot, handle, kind, times=20))
+    await until(lambda: scene.vendor.hung_up == 20)
+    heard = await asyncio.gather(*(hear(bot, scene.turn(f"say {n}")) for n in range(20)))
+    assert [reply.text for reply in heard] == [str(n) for n in range(20)]
+
+
+async def test_parallel_conversations(scene: Scene) -> None:
+    """Thirty people at the same time each have a conversation of their own."""
+    bot = scene.bot()
+
+    async def person(name: str) -> str:
+        opened = await hear(bot, scene.turn(f"my name is {name}"))
+        return (await hear(bot, scene.turn("what is my name?", opened.handles[0]))).text
+
+    names = [f"Person{n}x" for n in range(30)]
+    replies = await asyncio.gather(*map(person, names))
+    assert all(name in reply for name, reply in zip(names, replies, strict=True))
+    assert [len(conversation.heard) for conversation in scene.conversations] == [2] * 30
+
+
+async def test_nothing_private_is_shown(scene: Scene) -> None:
+    """Neither a bot nor its options show a secret, not even one in a configured header."""
+    bot = scene.bot(headers={"x-gateway": "header-secret"})
+    await hear(bot, scene.turn(f"say {PRIVATE}"))
+    shown = f"{bot!r} {bot} {bot.options!r} {bot.options} {bot.identity}"
+    assert not [private for private in (PRIVATE, "header-secret", *scene.secrets()) if private in shown]
+
+
+def picture() -> Message:
+    return Message("user", "what is this?", attachments=(Attachment("image", "image/png", b"\x89PNG"),))
+
+
+async def test_attachments_are_refused(scene: Scene) -> None:
+    """Content that a bot cannot carry is refused before anything is sent; what was said earlier does not matter."""
+    bot = scene.bot()
+    with pytest.raises(InvalidRequest) as caught:
+        bot.check(scene.turn("", new=(picture(),)))
+    assert caught.value.code == "unsupported_value"
+    assert caught.value.param
+    bot.check(scene.turn("hello", history=(picture(), Message("assistant", "a cat"))))
+    assert scene.vendor.calls == []
+
+
+async def test_forwarded(scene: Scene) -> None:
+    """What goes along besides messages holds the system prompt and depends on nothing but the turn."""
+    bot = scene.bot()
+    turn = scene.turn("hello", priming="Be kind.", metadata={"plan": "gold"})
+    once = dict(bot.forwarded(turn))
+    await hear(bot, turn)
+    assert once == bot.forwarded(turn) == scene.bot().forwarded(turn)
+    assert "Be kind." in once.values()
+    assert bot.forwarded(replace(turn, new=(Message("user", "other"),), handle=Handle({}), recap="x")) == once
+    assert bot.forwarded(replace(turn, priming="Be brief.")) != once
+    assert "Be kind." not in bot.forwarded(replace(turn, priming="")).values()
+
+
+async def test_identity(scene: Scene) -> None:
+    """Bots are told apart by vendor, address, bot and credential, and by nothing else."""
+    bot = scene.bot()
+    chosen = [key for key, value in scene.entry.items() if value and value == bot.options.bot_id]
+    keys = ["base_url", *chosen, *bot.options.credential]
+    changed: list[dict[str, Any]] = [{key: f"{scene.entry[key]}2"} for key in keys]
+    others = [scene.bot(**other).identity for other in changed]
+    assert len({bot.identity, *others}) == len(keys) + 1
+    assert bot.identity == scene.bot(base_url=f"{scene.entry['base_url']}/", timeout=7, description="x").identity
+    assert scene.entry["vendor"] in bot.identity
