@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 
 from proxy.auth import Authenticate
 from proxy.config import Config
@@ -69,6 +69,7 @@ def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) 
         exception_handlers={HTTPException: _pass_on, ProxyError: _pass_on},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a redirected POST loses its body
     app.state.relay = relay
     return app
 
@@ -95,15 +96,12 @@ def _doors(config: Config, relay: Relay, models: dict[str, Model]) -> Mount:
         log_content=config.server.log.content,
     )
     keys = [Key(key.name, key.digest, key.models) for key in config.keys]
-    return Mount(
-        "/v1",
-        routes=[
-            Route("/chat/completions", chat, methods=["POST"]),
-            Route("/models", ModelList(table), methods=["GET"]),
-            Route("/models/{id:path}", ModelCard(table), methods=["GET"]),
-        ],
-        middleware=[Middleware(Authenticate, keys=keys)],
-    )
+    routes = [
+        Route("/chat/completions", chat, methods=["POST"]),
+        Route("/models", ModelList(table), methods=["GET"]),
+        Route("/models/{id:path}", ModelCard(table), methods=["GET"]),
+    ]
+    return Mount("/v1", Router(routes, redirect_slashes=False), middleware=[Middleware(Authenticate, keys=keys)])
 
 
 def _probes(relay: Relay) -> list[Route]:

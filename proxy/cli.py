@@ -1,98 +1,28 @@
-"""The commands: `parley demo`, `parley serve`, `parley simulate`."""
+"""The commands. `parley demo` is the one to begin with."""
 
 import argparse
 import asyncio
 import json
-import logging
 import os
-import signal
-import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import aclosing
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
-
-import uvicorn
 
 from proxy import __version__, vendors
 from proxy.app import create_app
-from proxy.config import Config, ConfigError, ModelOptions, check_exposure, load, read
+from proxy.config import Config, ConfigError, ModelOptions, check_exposure, load, read, schema
+from proxy.errors import ProxyError
+from proxy.messages import Delta, Message, Turn
+from proxy.server import LOOPBACK, AddressTaken, Backstage, Server, address, listen
 from proxy.simulator import Simulator
 from proxy.telemetry import start_logging
+from proxy.vendors.base import HttpBot
 
-LOOPBACK = "127.0.0.1"
-KEEP_ALIVE = 75  # seconds an idle connection stays open: longer than clients and load balancers keep theirs
 DEMO_LATENCY = 0.4  # seconds before a simulated bot speaks
 DEMO_GAP = 0.03  # seconds between the pieces of its reply
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server with a patient end: at a signal the port stays open until the running replies are parked."""
-
-    def __init__(self, app: Any, listener: socket.socket, *, grace: float, greeting: str = "") -> None:
-        super().__init__(_uvicorn_config(app))
-        self._relay = app.state.relay
-        self._listener = listener
-        self._grace = grace
-        self._greeting = greeting
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop taking requests at once; a second Ctrl-C does not wait."""
-        self._relay.draining = True
-        if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
-        self.should_exit = True
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Start serving and say where, in the one line that a script can wait for."""
-        await super().startup(sockets)
-        print(f"parley listening on {address(self._listener)}", flush=True)
-        if self._greeting:
-            print(self._greeting, file=sys.stderr, flush=True)
-
-    async def shutdown(self, sockets: Any = None) -> None:
-        """Wait for the running replies, then close."""
-        if not self.force_exit:
-            await self._relay.drain(self._grace)
-        await super().shutdown(sockets)
-
-
-class Backstage(uvicorn.Server):
-    """A server beside the main one, which has the signals."""
-
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override] # both are context managers
-        """Leave them alone."""
-        return nullcontext()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one. An address that cannot be had is the user's to change."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as fault:
-        raise ConfigError(f"{host}:{port}", [f"cannot listen there ({fault.strerror}): try another --port"]) from None
-
-
-def address(listener: socket.socket) -> str:
-    """Where a socket listens, as a URL."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _uvicorn_config(app: Any) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=2,
-    )
 
 
 class Vendors(Mapping[str, type[ModelOptions]]):
@@ -112,12 +42,14 @@ class Vendors(Mapping[str, type[ModelOptions]]):
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The `parley` command. Exits 0 when all went well, 1 for a user's fault, 2 for a wrong call."""
+    """The `parley` command. Exits 0 when all went well, 1 for what the user can mend, 2 for a wrong call."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)
-    except ConfigError as fault:
+    except (ConfigError, AddressTaken) as fault:
         sys.exit(str(fault))
+    except ProxyError as fault:
+        sys.exit(fault.message)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
@@ -125,81 +57,86 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="parley", description="Your hosted chatbots, spoken to in OpenAI's tongue. Try `parley demo` first."
+        prog="parley", description="Your hosted chatbots, spoken to in OpenAI's tongue. Begin with `parley demo`."
     )
     parser.add_argument("--version", action="version", version=f"parley {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = _command(commands, "demo", _demo, "a proxy with simulated bots: no account, no configuration, no network")
-    _address(demo)
-    serve = _command(commands, "serve", _serve, "the proxy")
-    serve.add_argument("--config", type=Path, metavar="FILE", help="default: $PARLEY_CONFIG, then ./config.yaml")
+
+    def command(run: Callable[[argparse.Namespace], None], summary: str, *options: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(run.__name__.strip("_"), help=summary, description=f"{summary.capitalize()}.")
+        added.set_defaults(command=run)
+        if "config" in options:
+            added.add_argument("--config", type=Path, metavar="FILE", help="default: $PARLEY_CONFIG, then ./config.yaml")
+        if "address" in options:
+            added.add_argument("--host", metavar="H", help=f"address to listen on (default: {LOOPBACK})")
+            added.add_argument("--port", type=int, metavar="P", help="0 picks a free one (default: 8080)")
+        return added
+
+    command(_demo, "a proxy with simulated bots: no account, no configuration, no network", "address")
+    serve = command(_serve, "the proxy, as its configuration says", "config", "address")
     serve.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
-    _address(serve)
-    simulate = _command(commands, "simulate", _simulate, "only the simulated vendors")
-    simulate.add_argument("--latency", type=float, default=0.4, metavar="S", help="seconds before a bot speaks")
-    _address(simulate)
+    check = command(_check, "look for faults in the configuration, and show what it makes", "config")
+    check.add_argument("--live", action="store_true", help="also send each bot a message")
+    command(_models, "the models of the configuration", "config")
+    chat = command(_chat, "talk to a bot in this terminal, and see how each reply was continued", "config")
+    chat.add_argument("model", metavar="MODEL")
+    chat.add_argument("--base-url", metavar="URL", help="a running proxy, e.g. http://127.0.0.1:8080/v1")
+    chat.add_argument("--key", default="", metavar="KEY", help="the key for it (default: $PARLEY_KEY)")
+    simulate = command(_simulate, "only the simulated vendors, to test a configuration against", "address")
+    simulate.add_argument("--latency", type=float, default=DEMO_LATENCY, metavar="S", help="seconds before a bot speaks")
+    setup = command(_setup, "what a vendor needs once, outside of chatting: see the README's table of vendors", "config")
+    setup.add_argument("model", metavar="MODEL")
+    setup.add_argument("--create", metavar="NAME", help="make a new assistant and print its id")
+    setup.add_argument("--description", default="", metavar="TEXT", help="what the new assistant is for")
+    command(_schema, "the JSON Schema of the configuration file, for editors")
     return parser
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    run: Callable[[argparse.Namespace], None],
-    summary: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=f"Runs {summary}.")
-    parser.set_defaults(command=run)
-    return parser
-
-
-def _address(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, metavar="P", help="0 picks a free one (default: 8080)")
+def _config(arguments: argparse.Namespace) -> Config:
+    path = arguments.config or Path(os.environ.get("PARLEY_CONFIG") or "config.yaml")
+    return read(path, vendors=Vendors(), environ=os.environ)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    path = arguments.config or Path(os.environ.get("PARLEY_CONFIG") or "config.yaml")
-    config = read(path, vendors=Vendors(), environ=os.environ)
+    config = _config(arguments)
     host = arguments.host or config.server.host
     check_exposure(config, host)
     if arguments.workers != 1:
         raise ConfigError("--workers", [f"{arguments.workers} processes cannot share memory://; use one worker"])
-    _start_logging(plain=config.server.log.format == "text")
+    start_logging(plain=config.server.log.format == "text")
     with listen(host, config.server.port if arguments.port is None else arguments.port) as listener:
         Server(create_app(config), listener, grace=config.server.shutdown_grace).run([listener])
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
-    _start_logging(plain=True)
+    start_logging(plain=True)
+    simulator = Simulator(latency=arguments.latency, gap=DEMO_GAP)
     with listen(arguments.host or LOOPBACK, _port(arguments)) as listener:
         print(f"parley simulates vendors on {address(listener)}", flush=True)
-        uvicorn.Server(_uvicorn_config(Simulator(latency=arguments.latency, gap=DEMO_GAP).app)).run([listener])
+        print(json.dumps({"models": _simulated(address(listener), simulator)}, indent=2), file=sys.stderr)
+        Backstage(simulator.app).run([listener])
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     host = arguments.host or LOOPBACK
     check_exposure(Config(), host)
-    _start_logging(plain=True)
+    start_logging(plain=True)
     with listen(host, _port(arguments)) as front, listen(LOOPBACK, 0) as back:
         asyncio.run(_demonstrate(front, back))
 
 
-async def _demonstrate(front: socket.socket, back: socket.socket) -> None:
+async def _demonstrate(front: Any, back: Any) -> None:
     simulator = Simulator(latency=DEMO_LATENCY, gap=DEMO_GAP)
-    backstage = Backstage(_uvicorn_config(simulator.app))
-    simulating = asyncio.create_task(backstage.serve([back]))
-    config = load(_demo_config(address(back), simulator), vendors=Vendors(), environ={})
+    text = json.dumps({"models": _simulated(address(back), simulator)})
+    config = load(text, vendors=Vendors(), environ={})
     greeting = _GREETING.format(url=address(front), models=", ".join(config.models))
-    try:
+    async with Backstage(simulator.app).beside([back]):
         await Server(create_app(config), front, grace=config.server.shutdown_grace, greeting=greeting).serve([front])
-    finally:
-        backstage.should_exit = True
-        await simulating
 
 
-def _demo_config(url: str, bots: Simulator) -> str:
-    """A configuration file, in JSON, for the simulated bots; its models have the names of the README."""
-    models = {
+def _simulated(url: str, bots: Simulator) -> dict[str, dict[str, str]]:
+    """Models for the simulated bots; they have the names of the README."""
+    return {
         "newoaks-demo": {
             "vendor": "newoaks",
             "base_url": f"{url}/newoaks",
@@ -213,7 +150,6 @@ def _demo_config(url: str, bots: Simulator) -> str:
             "scenario_id": bots.quickchat.scenario_id,
         },
     }
-    return json.dumps({"models": models})
 
 
 _GREETING = """
@@ -236,13 +172,80 @@ or, with `pip install openai`:
 """
 
 
+def _models(arguments: argparse.Namespace) -> None:
+    _print_table(_model_rows(_config(arguments)))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    check_exposure(config, config.server.host)
+    _print_table(_model_rows(config))
+    print(f"\nstore: {config.store_shown}   keys: {len(config.keys) or 'none (open)'}   no faults")
+    if arguments.live and not asyncio.run(_check_live(config)):
+        sys.exit(1)
+
+
+def _model_rows(config: Config) -> list[Sequence[str]]:
+    rows: list[Sequence[str]] = [("MODEL", "ALIASES", "VENDOR", "BASE URL", "CREDENTIAL")]
+    for name, options in config.models.items():
+        credential = ", ".join(getattr(options, "credential", {}))
+        rows.append((name, ", ".join(options.aliases) or "-", options.vendor, options.base_url, credential))
+    return rows
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+async def _check_live(config: Config) -> bool:
+    """One message to each bot; True if all of them answered."""
+    well = True
+    print()
+    for name, options in config.models.items():
+        began = time.monotonic()
+        bot: HttpBot[Any] = vendors.load(options.vendor)(options)
+        try:
+            said = await _first_words(bot)
+        except ProxyError as fault:
+            well = False
+            said = f"FAILED: {fault.message}"
+        await bot.aclose()
+        print(f"{name}: {time.monotonic() - began:.2f} s  {said}", flush=True)
+    return well
+
+
+async def _first_words(bot: HttpBot[Any]) -> str:
+    turn = Turn(new=[Message("user", "Hello")])
+    async with aclosing(bot.reply(turn)) as events:
+        said = "".join([event.text async for event in events if isinstance(event, Delta)])
+    line = " ".join(said.split())
+    return line if len(line) <= 100 else f"{line[:99]}…"
+
+
+def _setup(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    options = config.models.get(arguments.model)
+    if options is None:
+        raise ConfigError("MODEL", [f"there is no model {arguments.model}; there are: {', '.join(config.models)}"])
+    print(asyncio.run(_set_up(vendors.load(options.vendor)(options), arguments)))
+
+
+async def _set_up(bot: HttpBot[Any], arguments: argparse.Namespace) -> str:
+    try:
+        return await bot.setup(arguments.create, arguments.description)
+    finally:
+        await bot.aclose()
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    print(json.dumps(schema(Vendors()), indent=2))
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
 def _port(arguments: argparse.Namespace) -> int:
     return 8080 if arguments.port is None else int(arguments.port)
-
-
-def _start_logging(*, plain: bool) -> None:
-    """Our log, and the server's own complaints in the same form."""
-    start_logging(plain=plain)
-    logging.getLogger("uvicorn").handlers[:] = logging.getLogger("parley").handlers
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn").propagate = False

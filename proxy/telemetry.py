@@ -140,9 +140,11 @@ def _where(record: logging.LogRecord) -> str:
 
 
 def start_logging(*, plain: bool) -> None:
-    """Send this program's log to stderr, a JSON object or a plain line each."""
+    """Send this program's log to stderr, a JSON object or a plain line each; the server's complaints likewise."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainLines() if plain else JsonLines())
-    log.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    for name, level in (("parley", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        logger.propagate = False

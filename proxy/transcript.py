@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import takewhile
-from json import JSONDecodeError, dumps, loads
+from json import dumps, loads
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -78,10 +78,10 @@ def canonical_text(message: Message) -> str:
     Each step undoes what some client was seen to do to the replies that it sends back.
     """
     text = message.text
-    if message.role == "assistant" and "<think>" in text and (thoughts := _THINKING.match(text)):
-        text = text[thoughts.end() :]
     if not text.isascii():
         text = unicodedata.normalize("NFC", text.translate(_INVISIBLE))
+    if message.role == "assistant" and "<think>" in text and (thoughts := _THINKING.match(text)):
+        text = text[thoughts.end() :]
     return " ".join(text.split())
 
 
@@ -173,8 +173,8 @@ def _encoded(entry: Canonical) -> bytes:
 
 def _canonical_call(call: ToolCall) -> str:
     try:
-        arguments = dumps(loads(call.arguments), sort_keys=True, ensure_ascii=False)
-    except (JSONDecodeError, RecursionError):
+        arguments = dumps(loads(call.arguments), sort_keys=True)
+    except (ValueError, RecursionError):
         arguments = call.arguments
     return f"{call.name}({arguments})"
 

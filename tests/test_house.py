@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # Imports go down only. A family is named after its folder.
 FLOORS = {
     "cli": 5,
+    "server": 4,
     "app": 4,
     "openai": 3,
     "auth": 3,
@@ -69,7 +70,7 @@ HOMES = {
     "redis": ["stores/redis.py"],
     "sqlite3": ["stores/sqlite.py"],
     "starlette": ["app.py", "auth.py", "openai/*", "simulator/*"],
-    "uvicorn": ["cli.py"],
+    "uvicorn": ["server.py"],
     "yaml": ["config.py"],
 }
 

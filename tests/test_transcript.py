@@ -35,6 +35,7 @@ SAME = [
     pytest.param(bot("e\u0301"), bot("\u00e9"), id="normal form"),
     pytest.param(bot("a\u200bb\ufeff"), bot("ab"), id="invisible characters"),
     pytest.param(bot("<think>hm</think>\n\nYes"), bot("Yes"), id="thoughts"),
+    pytest.param(bot("\ufeff<think>hm</think>Yes"), bot("Yes"), id="thoughts behind a BOM"),
     pytest.param(bot("<think>\n\nhm\n\n</think>\n\n<think>so</think>Yes"), bot("Yes"), id="several thoughts"),
     pytest.param(
         Message("assistant", "", (), (ToolCall("add", '{"b":1,"a":2}'),)),

@@ -21,9 +21,7 @@ from proxy.reply import Listener, ListenerLeft, Reply, Said
 from proxy.telemetry import Receive, Scope, Send, turn_fields
 
 BYTES_PER_TOKEN = 4  # what an estimate goes by
-SILENCES_PER_CHUNK = (
-    60.0  # seconds of silence before an empty chunk goes out: some clients' timers hear no comments
-)
+SILENCES_PER_CHUNK = 60.0  # seconds of silence before an empty chunk goes out: some clients' timers hear no comments
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -89,24 +87,20 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
     if kind != b"application/json" and not kind.endswith(b"+json"):
         raise InvalidRequest("Send the body as JSON, with the header `Content-Type: application/json`")
-    length = headers.get(b"content-length", b"0")
-    if length.isdigit() and int(length) > limit:
-        raise _too_large(limit)
     body = bytearray()
+    length = headers.get(b"content-length", b"")
+    over = length.isdigit() and int(length) > limit
     more = True
-    while more:
+    while more and not over:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ListenerLeft
         body += message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
+        over = len(body) > limit
         more = message.get("more_body", False)
+    if over:
+        raise RequestTooLarge(f"The body is over {limit} bytes, which is this proxy's limit (`max_body_bytes`)")
     return bytes(body)
-
-
-def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The body is larger than {limit} bytes, which is this proxy's limit (`max_body_bytes`)")
 
 
 @asynccontextmanager

@@ -1,6 +1,8 @@
 """Our errors in OpenAI's envelope: the one table of statuses, and the middleware that answers with it."""
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 
@@ -57,7 +59,8 @@ ROWS: Mapping[type[ProxyError], Row] = {  # the nearest ancestor's row counts
     NoAnswer: Row(502, "api_error", False),
 }
 
-RETRY_AFTER_MAX = 60  # seconds; SDKs do not wait for more, they give up
+PATIENCE = 2.0  # seconds, and bytes, that a client may go on sending a body that was refused for its size
+HEARD_OUT = 64 * 1024 * 1024
 
 
 def row(fault: ProxyError) -> Row:
@@ -107,7 +110,7 @@ class Envelope:
         except Exception as fault:
             if begun or scope["type"] != "http":
                 raise
-            await answer(send, explained(fault, scope))
+            await answer(send, explained(fault, scope), receive)
 
 
 def explained(fault: Exception, scope: Scope) -> ProxyError:
@@ -134,9 +137,23 @@ def _from_routing(fault: HTTPException, scope: Scope) -> ProxyError:
     )
 
 
-async def answer(send: Send, fault: ProxyError) -> None:
-    """Send an error as a whole response."""
+async def answer(send: Send, fault: ProxyError, receive: Receive) -> None:
+    """Send an error as a whole response. Who is still sending gets a while to hear it before the line is cut."""
     body = envelope(fault)
     lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers(fault)]
     await send({"type": "http.response.start", "status": row(fault).status, "headers": lines})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    still_sending = isinstance(fault, RequestTooLarge)
+    await send({"type": "http.response.body", "body": body, "more_body": still_sending})
+    if still_sending:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(_hear_out(receive), PATIENCE)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _hear_out(receive: Receive) -> None:
+    size = 0
+    more = True
+    while more and size < HEARD_OUT:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)

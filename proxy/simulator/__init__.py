@@ -39,10 +39,10 @@ Faults of all vendors (used up one per call of the operation `on`; "*" is any):
 `cut-off` breaks the connection, which needs a real server. `redirect` points to `location`, by default to a path that
 counts as a violation when followed. Faults strike only calls that are in order; those that are not get their refusal.
 
-Modes: newoaks.framing "lines"|"sse", newoaks.cuts (bytes per write; None: one object per write), newoaks.uploads.files,
-newoaks.confirm_at(path); quickchat.changes_id; askhandle.answer_after (polls), .answer_seconds, .lost_room (400 | 404),
-.revoke() (another token from now on); misterturing.framing "raw"|"sse", .cuts, .id_field ("conversation_id", dotted, or
-"" for a bare string), .assistants, .deployed (sets of external ids).
+Modes: newoaks.framing "lines"|"sse", .cuts (bytes per write; None: one object to each), .confirm_at(path) for uploads;
+quickchat.changes_id; askhandle.answer_after (polls), .answer_seconds, .lost_room (400 | 404), .revoke() (another token
+from now on); misterturing.framing "raw"|"sse", .cuts, .id_field ("conversation_id", dotted, or "" for a bare string).
+State: newoaks.uploads.files {id: File(name, size, sha256)}; misterturing.assistants and .deployed, by external id.
 
 The bot counts the messages, quotes this one and the one before, remembers a name ("my name is X", "what is my name").
 Commands in a message's last paragraph: `say TEXT` is answered by TEXT verbatim; `recite TEXT` likewise, where TEXT may

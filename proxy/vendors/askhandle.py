@@ -5,15 +5,16 @@ A room is opened, then messages are posted to it. The answer is in the reply to 
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from secrets import token_hex
 from typing import Any, Literal, Self
 
-import httpx2
 from pydantic import Field, SecretStr, model_validator
 
 from proxy.errors import (
     NoAnswer,
+    ProxyError,
     RateLimited,
     VendorAuthFailed,
     VendorFailed,
@@ -23,9 +24,10 @@ from proxy.errors import (
 )
 from proxy.messages import Delta, Event, Finish, Handle, Turn
 from proxy.transcript import compose
-from proxy.vendors.base import Answer, HeaderSecret, HttpBot, VendorOptions
+from proxy.vendors.base import Answer, HeaderSecret, HttpBot, Transport, VendorOptions
 
 CONTACT = ("email", "phone_number")
+LONGEST_POLL = 10.0  # seconds; a poll that hangs is made again
 Headers = Mapping[str, str]
 Object = Mapping[str, Any]
 
@@ -41,14 +43,6 @@ class AskHandleOptions(VendorOptions):
     poll_interval: float = Field(default=1.5, gt=0)
     poll_timeout: float = Field(default=60, gt=0)
     base_url: str = "https://dashboard.askhandle.com/api/v1"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_none(cls, entry: Any) -> Any:
-        """A credential that is set to nothing is none."""
-        if not isinstance(entry, dict):
-            return entry
-        return {key: value for key, value in entry.items() if value != "" or key not in ("token", "password")}
 
     @model_validator(mode="after")
     def _one_credential(self) -> Self:
@@ -73,7 +67,7 @@ class AskHandle(HttpBot[AskHandleOptions]):
     title = "AskHandle"
     Options = AskHandleOptions
 
-    def __init__(self, options: AskHandleOptions, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, options: AskHandleOptions, *, transport: Transport | None = None) -> None:
         super().__init__(options, transport=transport)
         self._token = options.token.get_secret_value() if options.token else ""
         self._fetching = asyncio.Lock()
@@ -92,17 +86,17 @@ class AskHandle(HttpBot[AskHandleOptions]):
             yield handle
         message = self._message(turn, handle)
         answer = await self._authorized(lambda auth: self.post("/messages/", message, until=until, headers=auth), until)
-        self.accept(answer, told=_told(answer.json()), handle=turn.handle)
+        self.accept(answer, handle=turn.handle)
         taken = self._object(answer)
-        with self.after_sending():
-            said = _said(taken) or await self._polled(taken, until)
+        with self._taken_in():
+            said = self._said(taken) or await self._polled(taken, until)
         yield Delta(said)
         yield Finish()
 
     async def _open(self, until: float) -> Handle:
         with self.opening():
             answer = await self._authorized(lambda auth: self.post("/rooms/", None, until=until, headers=auth), until)
-            self.accept(answer, told=_told(answer.json()))
+            self.accept(answer)
             room = self._object(answer).get("uuid")
             if not isinstance(room, str) or not room:
                 raise self.garbled("opened a room without telling its uuid")
@@ -116,36 +110,48 @@ class AskHandle(HttpBot[AskHandleOptions]):
 
     async def _polled(self, message: Object, until: float) -> str:
         """The answer to a message that was taken in. A poll that fails is made again while there is time."""
-        if not re.fullmatch(r"[\w-]{1,64}", str(message.get("uuid"))):
+        uuid = self.text(message, "uuid")
+        if not re.fullmatch(r"[\w-]{1,64}", uuid):
             raise self.garbled("took the message without telling its uuid")
         now = asyncio.get_running_loop().time
         ends = min(now() + self.options.poll_timeout, until)
-        wait, fault = self.options.poll_interval, None
+        wait: float = self.options.poll_interval
+        fault: ProxyError | None = None
         while not message.get("terminated") and now() + wait < ends:
             await asyncio.sleep(wait)
-            wait, fault = self.options.poll_interval, None
+            wait = self.options.poll_interval
             try:
-                message = await self._poll(message, ends)
+                message, fault = await self._poll(uuid, min(ends, now() + LONGEST_POLL)), None
+                if said := self._said(message):
+                    return said
+            except VendorTimeout:
+                continue
             except _TRANSIENT as failed:
                 wait, fault = max(wait, failed.retry_after or 0), failed
-            if said := _said(message):
-                return said
         if fault is not None:
             raise fault
-        raise NoAnswer(
-            "AskHandle took the message and did not answer within `poll_timeout`: in 'Combined Data' mode it answers "
-            "only from an uploaded data source; or its bot is off for this room, the session was ended, or a human has "
-            "taken over. Look at the room in its dashboard"
-        )
+        if ends == until and not message.get("terminated"):
+            raise VendorTimeout("AskHandle did not answer within `timeout`: raise it, or look at the room")
+        raise NoAnswer(_SILENCE)
 
-    async def _poll(self, message: Object, until: float) -> Object:
-        path = f"/messages/{message['uuid']}/"
+    @contextmanager
+    def _taken_in(self) -> Iterator[None]:
+        """The vendor has the message: whatever fails now, it must not be sent again."""
+        try:
+            yield
+        except (VendorFailed, VendorTimeout, NoAnswer):
+            raise
+        except ProxyError as fault:
+            raise VendorFailed(f"AskHandle took the message, but then: {fault.message}") from fault
+
+    async def _poll(self, uuid: str, until: float) -> Object:
+        path = f"/messages/{uuid}/"
         answer = await self._authorized(lambda auth: self.get(path, until=until, headers=auth), until)
         self.accept(answer)
-        return {**self._object(answer), "uuid": message["uuid"]}
+        return self._object(answer)
 
     async def _authorized(self, call: Callable[[Headers], Awaitable[Answer]], until: float) -> Answer:
-        """Call with a token. Where a fetched one is refused, nothing came of the call: it is made once more with a new one."""
+        """Call with a token. Where a fetched one is refused, nothing came of the call: once more, with a new one."""
         token = self._token or await self._fetched("", until)
         answer = await call({"authorization": f"Token {token}"})
         if answer.status in (401, 403) and self.options.token is None:
@@ -168,10 +174,15 @@ class AskHandle(HttpBot[AskHandleOptions]):
         if answer.status in (400, 401, 403):
             raise VendorAuthFailed(f"AskHandle gave no token (HTTP {answer.status}): check `username` and `password`")
         self.accept(answer)
-        token = str(self._object(answer).get("token"))
-        if "token" not in self._object(answer) or not re.fullmatch(r"[!-~]+", token):
+        token = self.text(self._object(answer), "token")
+        if not re.fullmatch(r"[!-~]+", token):
             raise self.garbled("gave no token")
         return token
+
+    def _said(self, message: Object) -> str:
+        """The answer; null and blank are "not yet" [seen in client code]."""
+        answer = self.text(message, "support_answer")
+        return answer if answer.strip() else ""
 
     def _object(self, answer: Answer) -> Object:
         found = answer.json()
@@ -180,22 +191,9 @@ class AskHandle(HttpBot[AskHandleOptions]):
         return found
 
 
-_TRANSIENT = (RateLimited, VendorFailed, VendorRateLimited, VendorTimeout, VendorUnavailable)
-
-
-def _said(message: Object) -> str:
-    """The answer; null and blank are "not yet" [seen in client code]."""
-    answer = message.get("support_answer")
-    return answer if isinstance(answer, str) and answer.strip() else ""
-
-
-def _told(found: object, where: str = "") -> str:
-    """The vendor's error message: `detail`, else the first text there is with the fields that lead to it [inferred]."""
-    if isinstance(found, str):
-        return f"{where} {found}".strip()
-    if isinstance(found, Mapping):
-        entries = [("detail", found["detail"])] if "detail" in found else found.items()
-        return next(filter(None, (_told(value, f"{where} {key}") for key, value in entries)), "")
-    if isinstance(found, list):
-        return next(filter(None, (_told(value, where) for value in found)), "")
-    return ""
+_TRANSIENT = (RateLimited, VendorFailed, VendorRateLimited, VendorUnavailable)
+_SILENCE = (
+    "AskHandle took the message and did not answer within `poll_timeout`: in 'Combined Data' mode it answers only from "
+    "an uploaded data source; or its bot is off for this room, the session was ended, or a human has taken over. Look "
+    "at the room in its dashboard"
+)

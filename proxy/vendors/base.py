@@ -14,20 +14,18 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 import orjson
-from pydantic import AfterValidator, SecretStr, field_validator
+from pydantic import AfterValidator, SecretStr, field_validator, model_validator
 
 from proxy import __version__
 from proxy.config import ModelOptions
 from proxy.errors import (
     ConversationExpired,
     InvalidRequest,
-    NoAnswer,
-    ProxyError,
     RateLimited,
     VendorAuthFailed,
     VendorError,
@@ -46,6 +44,7 @@ ERROR_BYTES = 16384  # as much of an error's body is read as it takes to find it
 
 _LOST_WHAT = re.compile(r"(?<![a-z])(session|conversation|conv_?id|(chat)?room)", re.IGNORECASE)
 _LOST_HOW = re.compile(r"not[\s_]found|(not|n.t|longer)\s+exists?|(in|not a )valid|expired|unknown", re.IGNORECASE)
+_TELLING = ("errors", "detail", "error", "message")
 _ERROR_CODE = re.compile(r"[A-Z_]{1,40}")
 
 
@@ -60,6 +59,13 @@ HeaderSecret = Annotated[SecretStr, AfterValidator(_visible)]  # a credential th
 
 class VendorOptions(ModelOptions):
     """What every vendor's entry has: an address, and whatever says which bot and by what right."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_none(cls, entry: Any) -> Any:
+        """What may be left out is left out where it is set to nothing, as `${NAME:-}` does."""
+        optional = {name for name, about in cls.model_fields.items() if about.default is None} | {"base_url"}
+        return {k: v for k, v in entry.items() if v != "" or k not in optional} if isinstance(entry, dict) else entry
 
     @field_validator("base_url")
     @classmethod
@@ -82,7 +88,7 @@ class VendorOptions(ModelOptions):
 
 
 OptionsT = TypeVar("OptionsT", bound=VendorOptions)
-T_co = TypeVar("T_co", covariant=True)
+Transport = httpx2.AsyncBaseTransport
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +98,6 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
-
-    @property
-    def text(self) -> str:
-        return self.body.decode("utf-8", "replace")
 
     def json(self) -> Any:
         """The body as JSON, or None where it is none."""
@@ -111,7 +113,7 @@ class HttpBot(ABC, Generic[OptionsT]):
     title: ClassVar[str]
     Options: ClassVar[type[VendorOptions]]
 
-    def __init__(self, options: OptionsT, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, options: OptionsT, *, transport: Transport | None = None) -> None:
         self.options = options
         self._client = httpx2.AsyncClient(
             headers={
@@ -138,10 +140,10 @@ class HttpBot(ABC, Generic[OptionsT]):
 
     def check(self, turn: Turn) -> None:
         """Raise InvalidRequest for anything but text."""
-        if any(message.attachments for message in turn.new):
+        for attachment in (attachment for message in turn.new for attachment in message.attachments):
             raise InvalidRequest(
-                f"This bot ({self.title}) takes text only: leave images, audio and files out",
-                param="messages",
+                f"This bot ({self.title}) takes text only: leave the {attachment.kind} at `{attachment.path}` out",
+                param=attachment.path,
                 code="unsupported_value",
             )
 
@@ -153,8 +155,12 @@ class HttpBot(ABC, Generic[OptionsT]):
     def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
         """Speak, as `proxy.ports.Bot` says."""
 
-    async def start(self) -> None:  # noqa: B027 - most bots have nothing to do
-        """Whatever a bot wants to do once before it is asked anything."""
+    async def start(self) -> None:
+        """What is to be done once, before the first turn."""
+
+    async def setup(self, create: str | None = None, description: str = "") -> str:
+        """What is to be done once, by hand: publish the bot, or create one of this name. Returns a line to print."""
+        raise InvalidRequest(f"{self.title} has nothing to set up from here: use its own dashboard")
 
     async def aclose(self) -> None:
         """Give up all connections."""
@@ -184,7 +190,10 @@ class HttpBot(ABC, Generic[OptionsT]):
         headers: Mapping[str, str] | None = None,
         method: str = "POST",
     ) -> AsyncIterator["Arriving"]:
-        """Send JSON and read the answer as it comes. Leaving hangs up on what is still to come."""
+        """Send JSON and read the answer as it comes. Leaving hangs up on what is still to come.
+
+        A FramingError within becomes VendorFailed.
+        """
         sending = _Sending(body) if method == "POST" else None
         request = self._client.build_request(
             method,
@@ -200,21 +209,24 @@ class HttpBot(ABC, Generic[OptionsT]):
         arriving = Arriving(self, response, first_byte, _Limit(until, "timeout"))
         try:
             yield arriving
+        except FramingError as fault:
+            raise self.garbled(f"sent what cannot be read ({fault})") from None
         finally:
             await arriving.aclose()
 
-    def accept(self, answer: Answer, *, told: str = "", handle: Handle | None = None) -> None:
-        """Return if the status is 2xx, else raise what it means.
-
-        `told` is the vendor's own message, `handle` the one of an earlier turn that was sent along, if any.
-        """
+    def accept(self, answer: Answer, *, handle: Handle | None = None) -> None:
+        """Return if the status is 2xx, else raise what it means. `handle` is an earlier turn's, if one was sent."""
         if not 200 <= answer.status < 300:
-            self.refuse(answer.status, told=told, handle=handle, headers=answer.headers)
+            message = told(answer.json()) or answer.body[:500].decode("utf-8", "replace")
+            self.refuse(answer.status, told=message, handle=handle, headers=answer.headers)
 
     def refuse(
         self, status: int, *, told: str = "", handle: Handle | None = None, headers: Mapping[str, str] | None = None
     ) -> NoReturn:
-        """Raise what a status that is no success means, be it HTTP's or one that an envelope carries."""
+        """Raise what a status that is no success means, be it HTTP's or one that an envelope carries.
+
+        `told` is the vendor's own message, which decides whether the handle is lost and is not shown.
+        """
         if handle is not None and (status == 404 or (status in (400, 410, 422) and names_lost(told))):
             raise ConversationExpired(f"{self.title} no longer knows this conversation (HTTP {status})")
         kind, what = _MEANINGS.get(status) or _MEANINGS[status // 100 if 300 <= status < 600 else 5]
@@ -222,6 +234,13 @@ class HttpBot(ABC, Generic[OptionsT]):
         keys = " and ".join(f"`{key}`" for key in self.options.credential)
         message = f"{self.title} {what.format(status=f'HTTP {status}{code}', keys=keys)}"
         raise kind(message, retry_after=_retry_after(headers or {}))
+
+    def text(self, found: Mapping[str, Any], key: str) -> str:
+        """What stands there, "" for nothing or null. Raises VendorFailed if it is anything but text."""
+        value = found.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.garbled(f"answered with something else than text as `{key}`")
+        return value or ""
 
     def garbled(self, what: str) -> VendorFailed:
         """The error for an answer that is not what this vendor's documents say; `what` must quote nothing of it."""
@@ -234,16 +253,6 @@ class HttpBot(ABC, Generic[OptionsT]):
             yield
         except (VendorFailed, VendorTimeout) as fault:
             raise VendorUnavailable(f"While opening a conversation, {fault.message}", delivered=False) from fault
-
-    @contextmanager
-    def after_sending(self) -> Iterator[None]:
-        """For calls after the vendor took a message in: whatever fails there, the message must not be sent again."""
-        try:
-            yield
-        except (VendorFailed, VendorTimeout, NoAnswer):
-            raise
-        except ProxyError as fault:
-            raise VendorFailed(f"{self.title} took the message, but then: {fault.message}") from fault
 
     @contextmanager
     def ours(self, limit: str, sent: Callable[[], bool]) -> Iterator[None]:
@@ -268,14 +277,6 @@ class HttpBot(ABC, Generic[OptionsT]):
         return VendorFailed(f"{self.title} broke off ({name}), maybe after it took the message: look before repeating")
 
 
-class Decoder(Protocol[T_co]):
-    """What `proxy.framing` has several of."""
-
-    def feed(self, data: bytes, /) -> T_co: ...
-
-    def close(self) -> T_co: ...
-
-
 class Arriving:
     """An answer whose body is still to come. Belongs to the `HttpBot.stream` context that gave it."""
 
@@ -289,12 +290,15 @@ class Arriving:
         self._whole = whole
         self._left = bot.options.max_reply_bytes
 
-    async def piece(self) -> bytes:
-        """The next bytes as the network brings them; b"" at the end."""
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next bytes, as the network brings them."""
         limit = min(self._whole, self._first_byte or _Limit.after(self._bot.options.idle_timeout, "idle_timeout"))
         with self._bot.ours(limit.key, lambda: True):
             async with asyncio.timeout_at(limit.at):
-                piece = await anext(self._pieces, b"")
+                piece = await anext(self._pieces)
         self._first_byte = None
         self._left -= len(piece)
         if self._left < 0:
@@ -305,22 +309,20 @@ class Arriving:
         """The whole answer. Of one that is no success anyway its beginning will do, should it be long or break off."""
         parts: list[bytes] = []
         try:
-            while (self.status < 300 or sum(map(len, parts)) < ERROR_BYTES) and (piece := await self.piece()):
+            async for piece in self:
                 parts.append(piece)
+                if self.status >= 300 and sum(map(len, parts)) > ERROR_BYTES:
+                    break
         except VendorError:
             if self.status < 300:
                 raise
         return Answer(self.status, self.headers, b"".join(parts))
 
-    def decoded(self, decoder: Decoder[T_co]) -> AsyncIterator[T_co]:
-        """What a decoder makes of the body, once per network read and once at its end."""
-        return _Decoded(self, self._bot, decoder)
-
     async def drain(self, seconds: float = 0.05) -> None:
         """Read what comes after all that matters, so that the connection can be used again; give up after `seconds`."""
         self._whole = min(self._whole, _Limit.after(seconds, "timeout"))
         with suppress(VendorError):
-            while await self.piece():
+            async for _ in self:
                 pass
 
     async def aclose(self) -> None:
@@ -328,29 +330,6 @@ class Arriving:
         with suppress(httpx2.HTTPError, OSError):
             await self._pieces.aclose()
             await self._response.aclose()
-
-
-class _Decoded(Generic[T_co]):
-    """No generator: one that is left half-way would be closed later, by the event loop, in a task of its own."""
-
-    def __init__(self, arriving: Arriving, bot: HttpBot[Any], decoder: Decoder[T_co]) -> None:
-        self._arriving = arriving
-        self._bot = bot
-        self._decoder = decoder
-        self._ended = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T_co:
-        if self._ended:
-            raise StopAsyncIteration
-        piece = await self._arriving.piece()
-        self._ended = not piece
-        try:
-            return self._decoder.feed(piece) if piece else self._decoder.close()
-        except FramingError as fault:
-            raise self._bot.garbled(f"sent what cannot be read: {fault}") from None
 
 
 class Words:
@@ -418,6 +397,20 @@ _MEANINGS: Mapping[int, tuple[type[VendorError], str]] = {
     4: (VendorRefused, "refused this message ({status}): word it otherwise, or look at the bot at the vendor"),
     5: (VendorFailed, "failed ({status}): look at its status page, then before repeating the message"),
 }
+
+
+def told(found: object, where: str = "", depth: int = 6) -> str:
+    """What the JSON of an error says: under its usual keys, else the first text, after the fields that lead to it."""
+    entries: list[tuple[str, object]] = []
+    if isinstance(found, str):
+        return f"{where} {found}".strip()
+    if isinstance(found, Mapping):
+        named = {str(key).lower(): value for key, value in found.items()}
+        entries = [(where, named[key]) for key in _TELLING if key in named]
+        entries = entries or [(f"{where} {key}", value) for key, value in named.items()]
+    if isinstance(found, list):
+        entries = [(where, entry) for entry in found]
+    return next(filter(None, (told(value, place, depth - 1) for place, value in entries if depth)), "")
 
 
 def names_lost(told: str) -> bool:

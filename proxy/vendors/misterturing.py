@@ -5,26 +5,26 @@ type of server-sent events. The documents leave much open: what is inferred is m
 """
 
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal, Protocol
 
-import httpx2
 from pydantic import SecretStr, field_validator
 
 from proxy.errors import NoAnswer, VendorRefused
 from proxy.framing import EventStream, RawText
 from proxy.messages import Delta, Event, Finish, Handle, Turn
 from proxy.transcript import compose
-from proxy.vendors.base import Answer, Decoder, HeaderSecret, HttpBot, VendorOptions, Words
+from proxy.vendors.base import Answer, HeaderSecret, HttpBot, VendorOptions, Words
 
 ID_NAMES = ("conversation_id", "external_id", "id", "uuid")  # the documents name none
 ID_PLACES = ("data", "conversation", "result")
+_NO_STREAM = re.compile(r"json|html", re.IGNORECASE)
 LONGEST_HEAD = 65536  # bytes that are looked at to tell SSE from text that begins like it
 
 
 class MisterTuringOptions(VendorOptions):
-    """Which assistant, and the development token. `deploy: start` publishes the assistant's latest state at start-up."""
+    """Which assistant, and the development token. `deploy: start` publishes its latest state when the proxy starts."""
 
     vendor: Literal["misterturing"]
     api_key: HeaderSecret
@@ -56,15 +56,22 @@ class MisterTuring(HttpBot[MisterTuringOptions]):
     title = "Mister Turing"
     Options = MisterTuringOptions
 
-    def __init__(self, options: MisterTuringOptions, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
-        super().__init__(options, transport=transport)
-        key = options.api_key.get_secret_value()
-        self._auth = {"authorization": options.auth_template.replace("{key}", key)}
+    @property
+    def _auth(self) -> Mapping[str, str]:
+        key = self.options.api_key.get_secret_value()
+        return {"authorization": self.options.auth_template.replace("{key}", key)}
 
     async def start(self) -> None:
         """Deploy, where the configuration says `deploy: start`."""
         if self.options.deploy == "start":
             await self.deploy()
+
+    async def setup(self, create: str | None = None, description: str = "") -> str:
+        """Create an assistant of this name and return its id; without a name, deploy the configured one."""
+        if create:
+            return await self.create(create, description)
+        await self.deploy()
+        return f"deployed: {self.options.assistant_id}"
 
     async def deploy(self) -> None:
         """Make what was last changed in the assistant's flows, extractions and folders the version that answers."""
@@ -82,15 +89,22 @@ class MisterTuring(HttpBot[MisterTuringOptions]):
         if handle is None:
             handle = await self._open(until)
             yield handle
-        message = {"message": compose(turn, priming=turn.handle is None), "conversation_id": handle.data["conversation"]}
+        message = {
+            "message": compose(turn, priming=turn.handle is None),
+            "conversation_id": handle.data["conversation"],
+        }
         words = Words()
         async with self.stream("/assistant/chat/", message, until=until, headers=self._auth) as arriving:
-            if not 200 <= arriving.status < 300 or "json" in arriving.headers.get("content-type", ""):
-                yield Delta(words.let_out(self._told_at_once(await arriving.read(), turn.handle)))
+            if not 200 <= arriving.status < 300 or _NO_STREAM.search(arriving.headers.get("content-type", "")):
+                if text := words.let_out(self._told_at_once(await arriving.read(), turn.handle)):
+                    yield Delta(text)
             else:
-                async for text in arriving.decoded(self._decoder()):
-                    if text := words.let_out(text):
+                decoder = _DECODERS[self.options.framing]()
+                async for piece in arriving:
+                    if text := words.let_out(decoder.feed(piece)):
                         yield Delta(text)
+                if text := words.let_out(decoder.close()):
+                    yield Delta(text)
         if not words:
             raise NoAnswer(
                 "Mister Turing took the message and said nothing: the assistant may have no flow for it, or its latest "
@@ -108,3 +122,96 @@ class MisterTuring(HttpBot[MisterTuringOptions]):
         with self._hinting():
             self.accept(answer)
         return answer
+
+    def _told_at_once(self, answer: Answer, handle: Handle | None) -> str:
+        """The text of an answer that is no stream: JSON, which with HTTP 200 is the text or an error [inferred]."""
+        with self._hinting():
+            self.accept(answer, handle=handle)
+        found = answer.json()
+        if isinstance(found, str):
+            return found
+        raise self.garbled("answered with JSON or a web page instead of text")
+
+    @contextmanager
+    def _hinting(self) -> Iterator[None]:
+        """A refusal may come from an assistant that was never deployed [inferred]: say so."""
+        try:
+            yield
+        except VendorRefused as fault:
+            hint = "an assistant must be deployed once: `parley setup MODEL`, or `deploy: start`"
+            raise VendorRefused(f"{fault.message}; {hint}") from fault
+
+    def _id(self, answer: Answer, names: Sequence[str]) -> str | int:
+        """The id in an answer, wherever it is; or the body itself, if it is a JSON string."""
+        found = answer.json()
+        if isinstance(found, str) and found.strip():
+            return found
+        top = found if isinstance(found, Mapping) else {}
+        for place in (top, *(top[key] for key in ID_PLACES if isinstance(top.get(key), Mapping))):
+            for name in names:
+                if type(found := place.get(name)) in (str, int) and str(found):
+                    return found  # type: ignore[no-any-return] # its type was looked at in the line above
+        keys = ", ".join(str(key) for key in list(top)[:20] if re.fullmatch(r"[\w.-]{1,40}", str(key)))
+        raise self.garbled(f"told no id under {', '.join(names)} (keys seen: {keys or 'none'})")
+
+
+class _Decoder(Protocol):
+    def feed(self, data: bytes, /) -> str: ...
+    def close(self) -> str: ...
+
+
+class _EventText:
+    """The text of server-sent events."""
+
+    def __init__(self) -> None:
+        self._events = EventStream()
+
+    def feed(self, data: bytes) -> str:
+        return "".join(event.data for event in self._events.feed(data) if event.data != "[DONE]")
+
+    def close(self) -> str:
+        return "".join(event.data for event in self._events.close() if event.data != "[DONE]")
+
+
+class RawOrEvents:
+    """Raw text, unless it begins with a whole server-sent event: fields from `data:` or `event:` to a blank line.
+
+    "data:" alone proves nothing: it is Portuguese for "date:".
+    """
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._decoder: _Decoder | None = None
+
+    def feed(self, data: bytes) -> str:
+        if self._decoder is not None:
+            return self._decoder.feed(data)
+        self._head += data
+        sse = _looks_like_events(self._head)
+        if sse is None and len(self._head) < LONGEST_HEAD:
+            return ""
+        self._decoder = _EventText() if sse else RawText()
+        return self._decoder.feed(self._head)
+
+    def close(self) -> str:
+        if self._decoder is not None:
+            return self._decoder.close()
+        raw = RawText()
+        return raw.feed(self._head) + raw.close()
+
+
+_DECODERS: Mapping[str, Callable[[], _Decoder]] = {"auto": RawOrEvents, "raw": RawText, "sse": _EventText}
+_FIRST = (b"data:", b"event:")
+_FIELDS = (*_FIRST, b"id:", b"retry:", b":")
+
+
+def _looks_like_events(head: bytes) -> bool | None:
+    """Are these server-sent events? None: it cannot be told yet."""
+    *lines, last = re.split(rb"\r\n|\r|\n", head.removeprefix(b"\xef\xbb\xbf"))
+    for number, line in enumerate(lines):
+        if number and not line:
+            return True
+        if not line.startswith(_FIELDS if number else _FIRST):
+            return False
+    fields = _FIELDS if lines else _FIRST
+    return None if last.startswith(fields) or any(field.startswith(last) for field in fields) else False

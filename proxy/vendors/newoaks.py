@@ -8,14 +8,13 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal, NoReturn
 
-import httpx2
 from pydantic import SecretStr
 
 from proxy.errors import NoAnswer, VendorFailed
 from proxy.framing import JsonObjects, Pairs
 from proxy.messages import Delta, Event, Finish, Handle, Turn, Usage
 from proxy.transcript import compose
-from proxy.vendors.base import HeaderSecret, HttpBot, VendorOptions, Words, names_lost
+from proxy.vendors.base import HeaderSecret, HttpBot, VendorOptions, Words, names_lost, told
 
 Object = Mapping[str, Any]
 
@@ -43,9 +42,9 @@ class NewOaks(HttpBot[NewOaksOptions]):
     title = "NewOaks AI"
     Options = NewOaksOptions
 
-    def __init__(self, options: NewOaksOptions, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
-        super().__init__(options, transport=transport)
-        self._auth = {"authorization": options.secret_key.get_secret_value()}
+    @property
+    def _auth(self) -> Mapping[str, str]:
+        return {"authorization": self.options.secret_key.get_secret_value()}
 
     async def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
         """Speak. `Finish.extra` has `no_answer` where the vendor says so, which it does in plain replies only."""
@@ -59,18 +58,20 @@ class NewOaks(HttpBot[NewOaksOptions]):
             "content": compose(turn, priming=turn.handle is None),
             "stream": turn.stream,
         }
-        heard = _Heard(self, turn.handle)
         async with self.stream("/chat/Chat/ClientAsk", question, until=until, headers=self._auth) as arriving:
+            heard = _Heard(self, turn.handle, arriving.headers)
             if not 200 <= arriving.status < 300:
-                answer = await arriving.read()
-                self.accept(answer, told=_told(_without_case(answer.json())), handle=turn.handle)
-            async for objects in arriving.decoded(JsonObjects(self.options.max_reply_bytes)):
-                for found in objects:
+                self.accept(await arriving.read(), handle=turn.handle)
+            decoder = JsonObjects(self.options.max_reply_bytes)
+            async for piece in arriving:
+                for found in decoder.feed(piece):
                     if text := heard.take(_without_case(found)):
                         yield Delta(text)
                 if heard.ended:
                     await arriving.drain()
                     break
+            else:
+                decoder.close()
         if text := heard.close():
             yield Delta(text)
         yield Finish(usage=heard.usage, extra=heard.extra)
@@ -80,33 +81,34 @@ class NewOaks(HttpBot[NewOaksOptions]):
             bot = {"serialNumber": self.options.chatbot_id}
             answer = await self.post("/chat/Chatbot/GetSession", bot, until=until, headers=self._auth)
             envelope = _without_case(answer.json())
-            self.accept(answer, told=_told(envelope))
+            self.accept(answer)
             if _is_failure(envelope):
-                self.fail(envelope, None)
+                self.fail(envelope, None, answer.headers)
             session = str(_without_case(envelope.get("data")).get("sessionid"))
             if not session.isdecimal():
                 raise self.garbled("answered without a session id")
             return Handle({"session": int(session)})
 
-    def fail(self, envelope: Object, handle: Handle | None) -> NoReturn:
+    def fail(self, envelope: Object, handle: Handle | None, headers: Mapping[str, str]) -> NoReturn:
         """Raise what a failure that came with HTTP 200 means. Its `Code` is a status, where it is one [inferred]."""
-        told = _told(envelope)
+        message = told(envelope)
         code = str(envelope.get("code"))
         status = int(code) if re.fullmatch(r"4\d\d", code) else 500
-        if status == 500 and handle is not None and names_lost(told):
+        if status == 500 and handle is not None and names_lost(message):
             status = 410
-        self.refuse(status, told=told, handle=handle)
+        self.refuse(status, told=message, handle=handle, headers=headers)
 
 
 class _Heard:
     """What was heard of one answer."""
 
-    def __init__(self, bot: NewOaks, handle: Handle | None) -> None:
+    def __init__(self, bot: NewOaks, handle: Handle | None, headers: Mapping[str, str]) -> None:
         self.usage: Usage | None = None
         self.extra: dict[str, bool] = {}
         self.ended = False
         self._bot = bot
         self._handle = handle
+        self._headers = headers
         self._pairs = Pairs()
         self._words = Words()
 
@@ -119,8 +121,8 @@ class _Heard:
         if "answer" in found:
             return self._summary(found)
         if "success" in found or "data" in found:
-            return self._envelope(_without_case(found.get("data")))
-        return self._words.let_out(self._pairs.feed(_text(found, "content")))
+            return self._envelope(found.get("data") or {})
+        return self._words.let_out(self._pairs.feed(self._bot.text(found, "content")))
 
     def close(self) -> str:
         """What is left at the end. Raises NoAnswer if there were no words at all."""
@@ -132,18 +134,22 @@ class _Heard:
             )
         return text
 
-    def _envelope(self, data: Object) -> str:
+    def _envelope(self, found: object) -> str:
+        if not isinstance(found, Mapping):
+            raise self._bot.garbled("answered with something else than an object as `Data`")
+        data = _without_case(found)
         self._end(data.get("totaltoken"))
         if data.get("noanswer") is True:
             self.extra["no_answer"] = True
-        return self._words.let_out(_text(data, "content"))
+        return self._words.let_out(self._pairs.feed(self._bot.text(data, "content")))
 
     def _summary(self, found: Object) -> str:
         """The whole answer once more: what it adds to what was sent is let out; if it differs, what was sent stays."""
         self._end(found.get("totaltoken"))
         self._pairs = Pairs()
         sent = str(self._words)
-        whole = Pairs().feed(_text(found, "answer"))
+        answer = found.get("answer")
+        whole = Pairs().feed(answer) if isinstance(answer, str) else ""
         return self._words.let_out(whole.removeprefix(sent)) if whole.startswith(sent) else ""
 
     def _end(self, tokens: object) -> None:
@@ -154,7 +160,7 @@ class _Heard:
     def _fail(self, found: Object) -> NoReturn:
         if self._words:
             raise VendorFailed("NewOaks AI broke its answer off with an error: look at the chatbot in its dashboard")
-        self._bot.fail(found, self._handle)
+        self._bot.fail(found, self._handle, self._headers)
 
 
 def _is_failure(found: Object) -> bool:
@@ -167,12 +173,3 @@ def _is_failure(found: Object) -> bool:
 
 def _without_case(found: object) -> Object:
     return {str(key).lower(): value for key, value in found.items()} if isinstance(found, Mapping) else {}
-
-
-def _told(envelope: Object) -> str:
-    return _text(envelope, "message") or _text(envelope, "error")
-
-
-def _text(found: Object, key: str) -> str:
-    value = found.get(key)
-    return value if isinstance(value, str) else ""

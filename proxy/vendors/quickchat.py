@@ -8,13 +8,12 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal, Self
 
-import httpx2
 from pydantic import Field, SecretStr, model_validator
 
 from proxy.errors import NoAnswer
 from proxy.messages import Delta, Event, Finish, Handle, Turn
 from proxy.transcript import compose
-from proxy.vendors.base import Answer, HeaderSecret, HttpBot, VendorOptions
+from proxy.vendors.base import HeaderSecret, HttpBot, VendorOptions
 
 LEGACY = "https://chat.quickchat.ai"
 CURRENT = "https://app.quickchat.ai"
@@ -40,13 +39,10 @@ class QuickchatOptions(VendorOptions):
     @model_validator(mode="before")
     @classmethod
     def _host(cls, entry: Any) -> Any:
-        """The generation decides the host, unless one is given. A credential set to nothing is none."""
+        """The generation decides the host, unless one is given."""
         if not isinstance(entry, dict):
             return entry
-        given = {
-            key: value for key, value in entry.items() if value != "" or key not in ("token", "api_key", "base_url")
-        }
-        return {"base_url": CURRENT if "token" in given else LEGACY, **given}
+        return {**entry, "base_url": entry.get("base_url") or (CURRENT if entry.get("token") else LEGACY)}
 
     @model_validator(mode="after")
     def _one_credential(self) -> Self:
@@ -78,14 +74,6 @@ class Quickchat(HttpBot[QuickchatOptions]):
     title = "Quickchat AI"
     Options = QuickchatOptions
 
-    def __init__(self, options: QuickchatOptions, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
-        super().__init__(options, transport=transport)
-        token, key = options.token, options.api_key
-        self._headers = {"authorization": f"Bearer {token.get_secret_value()}"} if token else {}
-        self._fixed = {"scenario_id": options.scenario_id}
-        if key is not None:
-            self._fixed["api_key"] = key.get_secret_value()
-
     def forwarded(self, turn: Turn) -> Mapping[str, str]:
         """The priming, and the request's metadata as far as it goes along."""
         metadata = {f"metadata.{key}": value for key, value in self._from_request(turn) if key != "kb_topic"}
@@ -93,15 +81,17 @@ class Quickchat(HttpBot[QuickchatOptions]):
 
     async def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
         """Speak, in one piece: this API has no stream."""
-        answer = await self.post("/chat", self._question(turn), until=self.deadline(), headers=self._headers)
-        self.accept(answer, told=_told(answer), handle=turn.handle)
+        token = self.options.token
+        headers = {"authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+        answer = await self.post("/chat", self._question(turn), until=self.deadline(), headers=headers)
+        self.accept(answer, handle=turn.handle)
         said = answer.json()
         if not isinstance(said, Mapping):
             raise self.garbled("answered with something else than a JSON object")
         if handle := _moved(turn.handle, said.get("conv_id")):
             yield handle
-        reply = said.get("reply")
-        if not isinstance(reply, str) or not reply.strip():
+        reply = self.text(said, "reply")
+        if not reply.strip():
             raise NoAnswer(
                 "Quickchat AI took the message and said nothing: a human may have taken the conversation over, or it "
                 "was closed; look at it in the inbox of the dashboard, or start a new chat"
@@ -111,19 +101,18 @@ class Quickchat(HttpBot[QuickchatOptions]):
 
     def _question(self, turn: Turn) -> dict[str, Any]:
         """What is sent. The legacy call has a field for context, which counts for one message; the current has none."""
-        legacy = self.options.token is None
-        question: dict[str, Any] = {**self._fixed, "text": compose(turn, priming=not legacy and turn.handle is None)}
+        key = self.options.api_key
+        text = compose(turn, priming=key is None and turn.handle is None)
+        question: dict[str, Any] = {"scenario_id": self.options.scenario_id, "text": text}
+        if key is not None:
+            question["api_key"] = key.get_secret_value()
+            if turn.priming:
+                question["message_context"] = turn.priming[:CONTEXT_CHARS]
         if turn.handle is not None:
             question["conv_id"] = turn.handle.data["conv_id"]
-        if legacy and turn.priming:
-            question["message_context"] = turn.priming[:CONTEXT_CHARS]
-        if metadata := self._metadata(turn):
-            question["client_metadata"] = metadata
+        if metadata := [*self._own_metadata(), *self._from_request(turn)]:
+            question["client_metadata"] = dict(metadata)
         return question
-
-    def _metadata(self, turn: Turn) -> dict[str, Any]:
-        own = dict(self._own_metadata())
-        return {**own, **dict(self._from_request(turn))}
 
     def _own_metadata(self) -> Iterator[tuple[str, Any]]:
         yield from self.options.client_metadata.items()
@@ -147,18 +136,3 @@ def _moved(handle: Handle | None, conv_id: object) -> Handle | None:
         return None
     moved = Handle({"conv_id": str(conv_id)})
     return None if moved == handle else moved
-
-
-def _told(answer: Answer) -> str:
-    """The vendor's error message: `errors.root[0].message`, else the like; legacy errors are plain text [inferred]."""
-    said = answer.json()
-    if not isinstance(said, Mapping):
-        return said if isinstance(said, str) else answer.text[:500]
-    listed = said.get("errors")
-    entries = [entry for found in (listed.values() if isinstance(listed, Mapping) else ()) for entry in _each(found)]
-    messages = [entry.get("message") for entry in entries if isinstance(entry, Mapping)]
-    return next((m for m in [*messages, *map(said.get, ("error", "detail", "message"))] if isinstance(m, str)), "")
-
-
-def _each(found: object) -> list[Any]:
-    return found if isinstance(found, list) else [found]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -102,6 +103,34 @@ WAYS: Mapping[str, Way] = {
     "async": async_plain,
     "async-stream": async_stream,
 }
+
+
+@dataclass
+class Refused(Exception):
+    """A raw answer that is no reply: another status than 200, or a stream without `[DONE]`."""
+
+    answer: "Answer"
+
+
+async def raw_plain(url: str, key: str, request: Request) -> Heard:
+    """The same without the SDK, at half the cost: for tests that are not about it."""
+    answer = await call(url, request, headers=[f"authorization: Bearer {key}", "connection: close"])
+    if answer.status != 200:
+        raise Refused(answer)
+    (choice,) = answer.json["choices"]
+    return Heard(choice["message"]["content"], answer.headers, choice["finish_reason"])
+
+
+async def raw_stream(url: str, key: str, request: Request) -> Heard:
+    answer = await call(
+        url, {**request, "stream": True}, headers=[f"authorization: Bearer {key}", "connection: close"]
+    )
+    if answer.status != 200 or answer.data[-1] != "[DONE]":
+        raise Refused(answer)
+    choices = [choice for chunk in answer.data[:-1] for choice in chunk["choices"]]
+    pieces = [choice["delta"].get("content", "") for choice in choices]
+    return Heard("".join(pieces), answer.headers, choices[-1]["finish_reason"], None, pieces)
+
 
 
 @dataclass
@@ -236,10 +265,19 @@ async def calling(
     path: str = "/v1/chat/completions",
     method: str = "POST",
     headers: Iterable[str] = (),
+    buffer: int = 0,
 ) -> AsyncIterator[Line]:
-    """A request sent over a connection of its own. `body`: bytes as they are, all else as JSON."""
+    """A request sent over a connection of its own. `body`: bytes as they are, all else as JSON.
+
+    `buffer`: bytes that the system may receive before they are read; 0: as many as it likes.
+    """
     parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    caller = socket.socket()
+    caller.setblocking(False)
+    if buffer:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    await asyncio.get_running_loop().sock_connect(caller, (parts.hostname, parts.port))
+    reader, writer = await asyncio.open_connection(sock=caller)
     try:
         sent = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         writer.write(request_bytes(path, sent, method, headers))

@@ -1,65 +1,122 @@
 """Who must keep the promises of `proxy.ports.Bot`: one row per bot and manner, and the scene it is tried on.
 
-A vendor joins with a row in MEMBERS under the name it has in `demo_models` and in `Simulator.vendors`; test_contract.py
-knows no vendor.
+A vendor joins with a row in MEMBERS; test_contract.py knows no vendor.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2
 
-from proxy.messages import Delta, Event, Finish, Handle, Message, Turn
-from proxy.simulator import Simulator, Vendor
+from proxy.messages import Delta, Event, Handle, Message, Turn
+from proxy.simulator import BASES, Simulator, Vendor
 from proxy.simulator.bot import Conversation
 from proxy.vendors import load
 from proxy.vendors.base import HttpBot
-from tests.conftest import demo_models
 
 PROMPTLY = 2.0  # seconds: ample on a busy machine; whatever must not happen in that time would last for ever
+SIMULATED = Simulator().vendors
 
 
 @dataclass(frozen=True)
 class Member:
     """One bot in one manner.
 
-    `model` is its name in `demo_models`, `modes` are attributes of its simulated vendor. `opens` is the operation that
-    opens a conversation ("": none) and `context` the field that takes the system prompt ("": it stands in the message).
-    `piecewise`: deltas come before the vendor has ended. `never` says of faults why they cannot be told from a reply.
+    `model` is its name in the simulator, `keys` are options that the simulated vendor has under the same names,
+    `options` are others. `modes` are set at the simulated vendor.
+
+    `opens`: the operations that come before the first message. `context`: the field that takes the system prompt; ""
+    if that stands in the message. `piecewise`: text comes out before the vendor has ended. `polls`: what
+    fetches a late answer. `renews`: a refused credential is fetched anew, once. `hasty`: options of a bot that does not
+    wait for an answer that will not come. `twin`: differs from another row only in how a good answer comes. `never`:
+    which faults ("fault", or "operation-fault") and texts it cannot meet, and why.
     """
 
     model: str
-    stream: bool = False
+    keys: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
     modes: Mapping[str, Any] = field(default_factory=dict)
-    opens: str = ""
+    stream: bool = False
+    opens: tuple[str, ...] = ()
     context: str = ""
     piecewise: bool = False
+    polls: tuple[str, ...] = ()
+    renews: bool = False
+    hasty: Mapping[str, Any] = field(default_factory=dict)
+    twin: bool = False
     never: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What its simulated vendor can do wrong, as far as it can be told."""
-        return SIMULATED[self.model].kinds - self.never.keys()
+        """What its simulated vendor can do wrong."""
+        return SIMULATED[self.model].kinds
+
+    def entry(self, simulator: Simulator, url: str) -> dict[str, Any]:
+        """The bot as a configuration would have it."""
+        vendor = simulator.vendors[self.model]
+        where = {"vendor": self.model.partition("-")[0], "base_url": f"{url}/{self.model}{BASES.get(self.model, '')}"}
+        return {**where, **{key: getattr(vendor, key) for key in self.keys}, **self.options}
 
 
-SIMULATED = Simulator().vendors
+NEWOAKS = Member("newoaks", ("secret_key", "chatbot_id"), opens=("open",))
+NEWOAKS_STREAMED = replace(NEWOAKS, stream=True, piecewise=True)
+QUICKCHAT = Member("quickchat", ("token", "scenario_id"))
+QUICKCHAT_LEGACY = Member("quickchat-legacy", ("api_key", "scenario_id"), context="message_context")
+ASKHANDLE = Member(
+    "askhandle", ("token",), options={"poll_interval": 0.005}, opens=("open",), hasty={"poll_interval": 60}
+)
+MISTERTURING = Member(
+    "misterturing",
+    ("api_key", "assistant_id"),
+    opens=("open",),
+    piecewise=True,
+    never={"truncated": "text that ends early, its connection closed in order, looks like shorter text"},
+)
 
 MEMBERS: Mapping[str, Member] = {
-    # Neither framing nor cuts touch NewOaks' plain reply, so that is tried once.
-    "newoaks": Member("newoaks", opens="open"),
-    "newoaks-lines": Member("newoaks", stream=True, opens="open", piecewise=True),
-    "newoaks-lines-cut": Member("newoaks", stream=True, modes={"cuts": 7}, opens="open", piecewise=True),
-    "newoaks-sse": Member("newoaks", stream=True, modes={"framing": "sse"}, opens="open", piecewise=True),
-    "newoaks-sse-cut": Member(
-        "newoaks", stream=True, modes={"framing": "sse", "cuts": 3}, opens="open", piecewise=True
+    "newoaks": NEWOAKS,  # neither framing nor cuts touch a plain reply: it is tried once
+    "newoaks-lines": NEWOAKS_STREAMED,
+    "newoaks-lines-cut": replace(NEWOAKS_STREAMED, modes={"cuts": 7}, twin=True),
+    "newoaks-sse": replace(NEWOAKS_STREAMED, modes={"framing": "sse"}, twin=True),
+    "newoaks-sse-cut": replace(NEWOAKS_STREAMED, modes={"framing": "sse", "cuts": 5}, twin=True),
+    "quickchat": QUICKCHAT,
+    "quickchat-streamed": replace(QUICKCHAT, stream=True, twin=True),
+    "quickchat-legacy": QUICKCHAT_LEGACY,
+    "quickchat-legacy-streamed": replace(QUICKCHAT_LEGACY, stream=True, twin=True),
+    "askhandle": ASKHANDLE,
+    "askhandle-login": replace(
+        ASKHANDLE,
+        keys=("username", "password"),
+        stream=True,
+        opens=("token", "open"),
+        renews=True,
+        never={"token-refused": "there it means a wrong password"},
     ),
-    "quickchat": Member("quickchat"),
-    "quickchat-streamed": Member("quickchat", stream=True),
-    "quickchat-legacy": Member("quickchat-legacy", context="message_context"),
-    "quickchat-legacy-streamed": Member("quickchat-legacy", stream=True, context="message_context"),
+    "askhandle-polled": replace(
+        ASKHANDLE,
+        modes={"answer_after": 2, "lost_room": 404},
+        polls=("poll",),
+        twin=True,
+        never=dict.fromkeys(["huge", "invalid-utf8"], "strikes the poll that brings the answer, not the message"),
+    ),
+    "misterturing": replace(MISTERTURING, options={"framing": "raw"}),
+    "misterturing-auto": replace(
+        MISTERTURING,
+        stream=True,
+        modes={"cuts": 3, "id_field": "data.id"},
+        twin=True,
+        never={**MISTERTURING.never, "events": "text that begins with a whole event is taken for events"},
+    ),
+    "misterturing-sse": replace(
+        MISTERTURING,
+        stream=True,
+        modes={"framing": "sse", "cuts": None, "id_field": ""},
+        twin=True,
+        never={**MISTERTURING.never, "other line ends": "events cannot carry a carriage return"},
+    ),
 }
 
 
@@ -79,9 +136,9 @@ class Heard:
 
     @property
     def order(self) -> list[type[Event]]:
-        """The kinds of event as they came, neighbours of one kind told once."""
+        """The kinds of event as they came, Deltas that follow each other told once."""
         kinds = [type(event) for event in self.events]
-        return [kind for at, kind in enumerate(kinds) if kind is Finish or kinds[at - 1 : at] != [kind]]
+        return [kind for at, kind in enumerate(kinds) if not (kind is Delta and at and kinds[at - 1] is Delta)]
 
 
 @dataclass
@@ -93,7 +150,7 @@ class Scene:
     entry: Mapping[str, Any]
     bots: list[HttpBot[Any]] = field(default_factory=list)
 
-    def bot(self, shreds: int | None = None, **options: Any) -> HttpBot[Any]:
+    def bot(self, *, shreds: int = 0, **options: Any) -> HttpBot[Any]:
         """A bot as its configuration would make it, with more or other options; `shreds` are its bytes per read."""
         made = load(self.entry["vendor"])
         transport = Shredder(shreds) if shreds else None
@@ -121,28 +178,31 @@ class Scene:
         return sum(call.operation == operation for call in list(self.vendor.calls))
 
     def secrets(self) -> list[str]:
-        """What no error and no repr may show."""
-        return [secret.get_secret_value() for bot in self.bots for secret in bot.options.credential.values()]
+        """What no error and no repr may show: what is configured, and what could be fetched with it."""
+        fetched = getattr(self.vendor, "token", "")
+        configured = [secret.get_secret_value() for bot in self.bots for secret in bot.options.credential.values()]
+        return [secret for secret in (*configured, fetched) if secret]
 
 
 @asynccontextmanager
 async def scene_of(member: Member, simulator: Simulator, url: str) -> AsyncIterator[Scene]:
     """A scene with the vendor as new. At its end no request was forbidden by the documents and no task is left."""
     vendor = simulator.vendors[member.model]
-    usual = {name: getattr(vendor, name) for name in ("latency", "gap", *member.modes)}
+    usual = {name: getattr(vendor, name) for name in ("gap", *member.modes)}
     vendor.reset()
     for name, value in member.modes.items():
         setattr(vendor, name, value)
-    scene = Scene(member, vendor, demo_models(url, simulator)[member.model])
+    scene = Scene(member, vendor, member.entry(simulator, url))
     try:
         yield scene
     finally:
         for name, value in usual.items():
             setattr(vendor, name, value)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
         vendor.release()
         for bot in scene.bots:
             await bot.aclose()
-    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    assert left == set()
     assert vendor.violations == []
 
 
@@ -182,12 +242,8 @@ class Shreds(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for piece in self._stream:
-            for shred in cut(piece, self._size):
-                yield shred
+            for at in range(0, len(piece), self._size):
+                yield piece[at : at + self._size]
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-def cut(data: bytes, size: int) -> Iterator[bytes]:
-    return (data[at : at + size] for at in range(0, len(data), size))

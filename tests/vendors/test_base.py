@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from proxy import __version__
 from proxy.errors import (
     ConversationExpired,
+    InvalidRequest,
     ProxyError,
     RateLimited,
     VendorAuthFailed,
@@ -53,9 +54,10 @@ class Plain(HttpBot[PlainOptions]):
         async with self.stream("/chat", {"text": turn.new[-1].text}, until=self.deadline()) as arriving:
             if arriving.status != 200:
                 self.accept(await arriving.read(), handle=turn.handle)
-            async for text in arriving.decoded(RawText()):
-                if text:
-                    yield Delta(text)
+            decoder = RawText()
+            async for piece in arriving:
+                yield Delta(decoder.feed(piece))
+            decoder.close()
         yield Finish()
 
 
@@ -168,19 +170,20 @@ def test_refused_credential_names_its_key() -> None:
         ("7", 7),
         ("0", 0),
         ("99999999999999999999", 86400),
-        (formatdate(time.time() + 100, usegmt=True), 100),
-        (formatdate(time.time() - 100, usegmt=True), 0),
+        (100, 100),
+        (-100, 0),
         ("-3", None),
         ("soon", None),
         ("", None),
         ("Sun, 99 Nov 9999 99:99:99 GMT", None),
     ],
 )
-def test_retry_after(value: str, seconds: float | None) -> None:
-    """`Retry-After` is read in both its forms, never negative, and ignored where it is neither."""
+def test_retry_after(value: str | int, seconds: float | None) -> None:
+    """`Retry-After` is read as seconds or as a date (here: a number), never negative, else ignored."""
     bot = mocked(lambda _: httpx2.Response(200))
+    header = value if isinstance(value, str) else formatdate(time.time() + value, usegmt=True)
     with pytest.raises(VendorRateLimited) as caught:
-        bot.accept(Answer(429, httpx2.Headers({"Retry-After": value}), b""))
+        bot.accept(Answer(429, httpx2.Headers({"Retry-After": header}), b""))
     assert caught.value.retry_after == (None if seconds is None else pytest.approx(seconds, abs=3))
 
 
@@ -261,7 +264,7 @@ async def test_replies_are_bounded(size: int) -> None:
     """A reply over its limit is cut off as a failure, plain or streaming; one under it is not."""
     bot = mocked(lambda _: httpx2.Response(200, text="x" * size), max_reply_bytes=3000)
     if size < 3000:
-        assert len((await bot.post("/", {}, until=bot.deadline())).text) == size
+        assert len((await bot.post("/", {}, until=bot.deadline())).body) == size
         return
     with pytest.raises(VendorFailed, match="max_reply_bytes"):
         await bot.post("/", {}, until=bot.deadline())
@@ -292,6 +295,14 @@ def test_nothing_shows_a_secret() -> None:
     shown = repr(bot) + repr(bot.options) + bot.identity + repr(Answer(200, {}, b"s3cret-body"))
     assert "s3cret" not in shown
     assert bot.identity.startswith("plain|http://vendor.test|bot|")
+
+
+async def test_most_bots_need_no_setup() -> None:
+    """A bot that has nothing to set up says so, and has nothing to do at start-up."""
+    bot = mocked(lambda _: httpx2.Response(500))
+    await bot.start()
+    with pytest.raises(InvalidRequest, match="nothing to set up"):
+        await bot.setup()
 
 
 def test_vendor_names() -> None:

@@ -337,11 +337,13 @@ async def test_halves_of_an_emoji_in_two_objects() -> None:
 def test_text_only() -> None:
     """A picture in the new messages is refused before anything is sent; one in the history is not looked at."""
     speaker, _ = bot([])
-    picture = Message("user", "look", attachments=[Attachment("image", url="https://x/y.png")])
+    picture = Message(
+        "user", "look", attachments=[Attachment("image", url="https://x/y.png", path="messages.0.content.1")]
+    )
     speaker.check(Turn(new=[Message("user", "hi")], history=[picture]))
     with pytest.raises(InvalidRequest, match="text only") as caught:
         speaker.check(Turn(new=[picture]))
-    assert (caught.value.param, caught.value.code) == ("messages", "unsupported_value")
+    assert (caught.value.param, caught.value.code) == ("messages.0.content.1", "unsupported_value")
 
 
 def test_forwarded_is_the_priming() -> None:

@@ -142,7 +142,7 @@ def test_forwarded_has_the_priming() -> None:
     assert bot(FIRST, token="x")[0].forwarded(turn(priming="P")) == {"priming": "P"}
 
 
-@pytest.mark.parametrize("reply", [{"reply": None}, {"reply": ""}, {"reply": " \n"}, {}, {"reply": {"text": "x"}}])
+@pytest.mark.parametrize("reply", [{"reply": None}, {"reply": ""}, {"reply": " \n"}, {}])
 async def test_no_reply_is_no_answer(reply: dict[str, Any]) -> None:
     """An absent, null or blank reply, as after a hand-off, is NoAnswer that says what may have happened [inferred]."""
     speaker, _ = bot({"conv_id": "abcd1234", "ord_number": 4, **reply})
@@ -192,9 +192,12 @@ async def test_legacy_lost_conversation(body: str) -> None:
         await said(speaker, turn())
 
 
-async def test_what_is_no_object_is_a_failure() -> None:
-    """A reply that is no JSON object is a failure that may have been delivered, and is not quoted."""
-    speaker, _ = bot(httpx2.Response(200, text="<html>words</html>"))
+@pytest.mark.parametrize(
+    "body", ["<html>words</html>", '"words"', "[]", '{"reply": {"text": "words"}}', '{"reply": 5}']
+)
+async def test_other_replies_are_failures(body: str) -> None:
+    """A reply that is no JSON object with text in it is a failure that may have been delivered, and is not quoted."""
+    speaker, _ = bot(httpx2.Response(200, text=body))
     with pytest.raises(VendorFailed) as caught:
         await said(speaker, turn())
     assert caught.value.delivered

@@ -1,0 +1,97 @@
+"""Serving: sockets and uvicorn, with a patient end. Knows of the application only that it has a relay to wait for."""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+LOOPBACK = "127.0.0.1"
+KEEP_ALIVE = 75  # seconds an idle connection stays open: longer than clients and load balancers keep theirs
+
+
+class AddressTaken(Exception):
+    """There is no listening there."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a patient end: at a signal the port stays open until the running replies are parked."""
+
+    def __init__(self, app: Any, listener: socket.socket, *, grace: float, greeting: str = "") -> None:
+        super().__init__(uvicorn_config(app))
+        self._relay = app.state.relay
+        self._listener = listener
+        self._grace = grace
+        self._greeting = greeting
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop taking requests at once; a second Ctrl-C does not wait."""
+        self._relay.draining = True
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start serving and say where, in the one line that a script can wait for."""
+        await super().startup(sockets)
+        print(f"parley listening on {address(self._listener)}", flush=True)
+        if self._greeting:
+            print(self._greeting, file=sys.stderr, flush=True)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Wait for the running replies, then close."""
+        if not self.force_exit:
+            await self._relay.drain(self._grace)
+        await super().shutdown(sockets)
+
+
+class Backstage(uvicorn.Server):
+    """Any application, alone or beside the main server."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(uvicorn_config(app))
+
+    @asynccontextmanager
+    async def beside(self, sockets: list[socket.socket]) -> AsyncIterator[None]:
+        """Serve while the context lasts, and leave the signals to the main server."""
+        serving = asyncio.create_task(self._serve(sockets))
+        try:
+            yield
+        finally:
+            self.should_exit = True
+            await serving
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one. An address that cannot be had is the user's to change."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as fault:
+        reason = (fault.strerror or str(fault)).partition(" (")[0]
+        raise AddressTaken(f"cannot listen on {host}:{port} ({reason}): try another --port") from None
+
+
+def address(listener: socket.socket) -> str:
+    """Where a socket listens, as a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def uvicorn_config(app: Any) -> uvicorn.Config:
+    """How any application is served here: quietly, and without a lid on what the application bounds itself."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=2,
+    )

@@ -1,0 +1,349 @@
+"""The installed command in processes of its own: what it prints, how it ends, and what it refuses to begin."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from proxy.simulator import Simulator
+from tests.conftest import demo_models, served
+from tests.end_to_end.callers import Chat, async_plain, async_stream, call, calling, question, request_bytes, soon
+
+ROOT = Path(__file__).parents[2]
+SECRETS = {"SECRET_KEY_FOR_US": "sk-our-own-key"}
+
+
+@dataclass
+class Running:
+    """A started command: its process, the URL it serves at, and the files that its output goes to."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+    err: Path
+    url: str = ""
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of the log; each is a JSON object."""
+        return [json.loads(line) for line in self.err.read_text().splitlines()]
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self, seconds: float = 10) -> int:
+        """The exit code."""
+        await soon(lambda: self.process.poll() is not None, seconds)
+        code = self.process.returncode
+        assert isinstance(code, int)
+        return code
+
+
+@contextmanager
+def command(*arguments: str, at: Path, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """`python -m proxy` with these arguments, in an environment without anything of ours but `env`."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("PARLEY")}
+    words = [sys.executable, "-W", "error", "-m", "proxy", *arguments]
+    out, err = at / "stdout", at / "stderr"
+    with out.open("wb") as out_file, err.open("wb") as err_file:
+        process = subprocess.Popen(
+            words, stdout=out_file, stderr=err_file, cwd=at, env={**plain, "PYTHONPATH": str(ROOT), **(env or {})}
+        )
+    try:
+        yield Running(process, out, err)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+@contextmanager
+def started(*arguments: str, at: Path, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """The same, once it says that it listens."""
+    with command(*arguments, at=at, env=env) as running:
+        deadline = time.monotonic() + 15
+        while not (said := running.out.read_text()).endswith("\n"):
+            assert running.process.poll() is None, running.err.read_text()
+            assert time.monotonic() < deadline, "it did not start in time"
+            time.sleep(0.02)
+        match = re.fullmatch(r"parley listening on (http://127\.0\.0\.1:\d+)\n", said)
+        assert match, said
+        running.url = match[1]
+        yield running
+
+
+@pytest.fixture
+def backstage() -> Iterator[tuple[Simulator, str]]:
+    """Simulated vendors, and their address."""
+    simulator = Simulator()
+    with served(simulator.app) as url:
+        yield simulator, url
+
+
+def config_at(path: Path, backstage: tuple[Simulator, str], **sections: Any) -> str:
+    """Writes a configuration for the simulated vendors, and returns its path."""
+    simulator, url = backstage
+    file = path / "parley.yaml"
+    file.write_text(json.dumps({"models": demo_models(url, simulator), **sections}))
+    return str(file)
+
+
+KEYED: dict[str, Any] = {"keys": [{"name": "web-team", "key": "${SECRET_KEY_FOR_US}"}]}
+
+
+async def test_serve_answers_and_tells_one_line(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
+    """`serve` prints its one line, answers, writes an access line of JSON without texts and secrets, and ends with 0."""
+    simulator, _ = backstage
+    config = config_at(tmp_path, backstage, **KEYED)
+    with started("serve", "--config", config, "--port", "0", at=tmp_path, env=SECRETS) as running:
+        chat = Chat(running.url, "newoaks", key="sk-our-own-key")
+        assert (await chat.say("My darkest secret")).how == "opened"
+        chat.way = async_stream
+        assert (await chat.say("My second secret")).how == "continued exact"
+        bearer = ["authorization: Bearer sk-our-own-key"]
+        simulator.quickchat.fail("failed")
+        failed = await call(running.url, question("quickchat", "My third secret"), headers=bearer)
+        simulator.newoaks.fail("error-in-stream")
+        streaming = question("newoaks", "say my fourth secret words", stream=True)
+        broken = await call(running.url, streaming, headers=[*bearer, "x-request-id: the-broken-one"])
+        refused = await call(running.url, question("newoaks", "Hello"), headers=["authorization: Bearer sk-guessed"])
+        simulator.newoaks.fail("slow")
+        async with calling(running.url, question("newoaks", "Gone"), headers=bearer) as line:
+            await soon(lambda: len(simulator.newoaks.calls) >= 6)
+            line.leave()
+        await call(running.url, path="/readyz", method="GET")
+        await asyncio.sleep(0.2)
+        simulator.release()
+        running.signal(signal.SIGTERM)
+        assert await running.ended() == 0
+    assert running.out.read_text().count("\n") == 1
+    log = running.log
+    requests = [line for line in log if line["event"] == "request"]
+    assert [line["status"] for line in requests[:5]] == [200, 200, 502, 200, 401]
+    assert [line["outcome"] for line in requests] == [
+        "ok", "ok", "vendor_failed", "vendor_failed", "invalid_api_key", "left",
+    ]  # fmt: skip
+    assert [line["conversation"] for line in requests[:2]] == ["opened", "continued"]
+    assert requests[2]["request_id"] == failed.headers["x-request-id"]
+    assert requests[3]["request_id"] == "the-broken-one" == broken.headers["x-request-id"]
+    assert requests[4]["request_id"] == refused.headers["x-request-id"]
+    for line in requests:
+        assert {"time", "level", "event", "request_id", "method", "path", "ms"} <= set(line)
+        assert isinstance(line["ms"], int)
+    for line in requests[:4]:
+        assert line["model"] in ("newoaks", "quickchat")
+        assert line["key"] == "web-team"
+        assert {"outcome", "turn_ms", "first_delta_ms"} <= set(line)
+    assert requests[1]["first_delta_ms"] <= requests[1]["turn_ms"] <= requests[1]["ms"] + 1
+    shown = running.err.read_text() + running.out.read_text()
+    for secret in ("secret", "Gone", "sk-our", "sk-guessed", simulator.newoaks.secret_key, simulator.quickchat.token):
+        assert secret not in shown
+    assert "Traceback" not in shown
+
+
+async def test_sigterm_lets_running_replies_end(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
+    """SIGTERM in the midst: what runs ends whole; what is new gets a 503 that says how to go on; the exit code is 0."""
+    simulator, _ = backstage
+    config = config_at(tmp_path, backstage)
+    text = "word " * 40 + "end"
+    with started("serve", "--config", config, "--port", "0", at=tmp_path) as running:
+        simulator.newoaks.gap = 0.05
+        simulator.quickchat.latency = 1.5
+        async with (
+            asyncio.timeout(15),
+            calling(running.url, question("newoaks", f"say {text}", stream=True)) as streaming,
+            calling(running.url, question("quickchat", "say all of it")) as plain,
+            calling(running.url, path="/readyz", method="GET") as probing,
+        ):
+            assert (await probing.answer()).status == 200
+            answer = await streaming.begin()
+            pieces = streaming.pieces(answer)
+            answer.pieces.append(await anext(pieces))
+            running.signal(signal.SIGTERM)
+            deadline = time.monotonic() + 1
+            while (ready := await call(running.url, path="/readyz", method="GET")).status == 200:
+                assert time.monotonic() < deadline, "not ready at once"
+            assert ready.status == 503
+            assert (await call(running.url, path="/healthz", method="GET")).status == 200
+            probing.writer.write(request_bytes("/v1/models", b"", "GET"))
+            for refused in (
+                await probing.answer(),
+                await call(running.url, question("newoaks", "Hello")),
+                await call(running.url, question("newoaks", "Hello", stream=True)),
+                await call(running.url, path="/v1/models", method="GET"),
+            ):
+                assert (refused.status, refused.json["error"]["code"]) == (503, "shutting_down")
+                assert int(refused.headers["retry-after"]) >= 1
+                assert refused.headers["x-should-retry"] == "true"
+                assert refused.headers["connection"] == "close"
+            assert running.process.poll() is None
+            async for piece in pieces:
+                answer.pieces.append(piece)
+            whole = await plain.answer()
+        assert answer.data[-1] == "[DONE]"
+        deltas = [chunk["choices"][0]["delta"] for chunk in answer.data[:-1]]
+        assert "".join(delta.get("content", "") for delta in deltas) == text
+        assert whole.json["choices"][0]["message"]["content"] == "all of it"
+        assert await running.ended(5) == 0
+    assert simulator.newoaks.hung_up == simulator.quickchat.hung_up == 0
+    assert [line["outcome"] for line in running.log if line.get("turn_ms")] == ["ok", "ok"]
+    assert not [line for line in running.log if line["level"] not in ("info", "warning")]
+
+
+async def test_grace_is_not_for_ever(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
+    """A reply that outlasts `shutdown_grace` is stopped: no `[DONE]`, the vendor hung up on, still exit code 0."""
+    simulator, _ = backstage
+    config = config_at(tmp_path, backstage, server={"shutdown_grace": 0.4})
+    with started("serve", "--config", config, "--port", "0", at=tmp_path) as running:
+        simulator.newoaks.gap = 0.1
+        simulator.quickchat.latency = 60
+        async with (
+            asyncio.timeout(10),
+            calling(running.url, question("newoaks", "say " + "word " * 300, stream=True)) as streaming,
+            calling(running.url, question("quickchat", "Hello")) as plain,
+        ):
+            answer = await streaming.begin()
+            pieces = streaming.pieces(answer)
+            answer.pieces.append(await anext(pieces))
+            await soon(lambda: len(simulator.quickchat.calls) == 1)
+            running.signal(signal.SIGTERM)
+            async for piece in pieces:
+                answer.pieces.append(piece)
+            stopped = await plain.answer()
+        assert b"[DONE]" not in answer.body
+        assert not answer.whole or "error" in answer.data[-1]
+        assert stopped.status >= 500
+        assert stopped.json["error"]["code"] == "shutting_down"
+        assert stopped.headers["x-should-retry"] == "false", "the vendor may have taken the message in"
+        assert await running.ended(5) == 0
+    await soon(lambda: simulator.newoaks.hung_up == simulator.quickchat.hung_up == 1)
+    assert "Traceback" not in running.err.read_text()
+    assert not [line for line in running.log if line["level"] == "error"], "a stop is no internal error"
+
+
+async def test_second_interrupt_does_not_wait(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
+    """Ctrl-C waits for the running replies; a second one does not."""
+    simulator, _ = backstage
+    config = config_at(tmp_path, backstage)
+    with started("serve", "--config", config, "--port", "0", at=tmp_path) as running:
+        simulator.newoaks.gap = 0.2
+        async with calling(running.url, question("newoaks", "say " + "word " * 300, stream=True)) as streaming:
+            await streaming.first_piece()
+            running.signal(signal.SIGINT)
+            await asyncio.sleep(0.5)
+            assert running.process.poll() is None
+            running.signal(signal.SIGINT)
+            await running.ended(4)
+    assert "Traceback" not in running.err.read_text()
+
+
+async def test_demo_needs_nothing(tmp_path: Path) -> None:
+    """`demo` serves a model for every vendor without any configuration, shows how to call it, and ends at Ctrl-C."""
+    with started("demo", "--port", "0", at=tmp_path) as running:
+        listed = (await call(running.url, path="/v1/models", method="GET")).json["data"]
+        names = [model["id"] for model in listed]
+        assert {"newoaks-demo", "quickchat-demo"} <= set(names)
+        for name in names:
+            chat = Chat(running.url, name, async_plain)
+            assert (await chat.say("My name is Ada.")).how == "opened"
+            chat.way = async_stream
+            answer = await chat.say("What is my name?")
+            assert answer.how == "continued exact"
+            assert "Ada" in answer.text
+        told = running.err.read_text()
+        assert f"curl {running.url}/v1/chat/completions" in told
+        assert f'base_url="{running.url}/v1"' in told
+        assert all(name in told for name in names)
+        running.signal(signal.SIGINT)
+        assert await running.ended() == 0
+    assert "Traceback" not in running.err.read_text()
+    assert running.out.read_text().count("\n") == 1
+
+
+async def test_demo_is_quick(tmp_path: Path) -> None:
+    """Requests over one connection are answered without delay: nothing waits for the other side's TCP."""
+    with started("demo", "--port", "0", at=tmp_path) as running:
+        times = []
+        async with calling(running.url, path="/v1/models", method="GET") as line:
+            assert (await line.answer()).status == 200
+            for _ in range(15):
+                began = time.monotonic()
+                line.writer.write(request_bytes("/v1/models", b"", "GET"))
+                assert (await line.answer()).status == 200
+                times.append(time.monotonic() - began)
+        assert median(times) < 0.03
+
+
+FAULTY = """
+server: {port: 99999, hartbeat: 3}
+keys: [{name: a}]
+models:
+  shop: {vendor: newoaks, secret_key: "${NOT_SET_ANYWHERE}", chatbot_id: my-dark-id, time_out: 3}
+  help: {vendor: quickchatt, scenario_id: x}
+  desk: {vendor: quickchat, scenario_id: x, token: a-dark-token, api_key: a-dark-key}
+"""
+
+
+async def test_config_faults_are_all_listed(tmp_path: Path) -> None:
+    """A faulty configuration ends the start with 1 and a list of every fault with its path, without values."""
+    (tmp_path / "config.yaml").write_text(FAULTY)
+    with command("serve", "--port", "0", at=tmp_path) as running:
+        assert await running.ended() == 1
+    told = running.err.read_text()
+    for path in ("server.port", "server.hartbeat", "keys[0]", "models.shop.secret_key", "models.shop.time_out",
+                 "models.help.vendor", "models.desk"):  # fmt: skip
+        assert path in told, path
+    for hint in ("heartbeat", "NOT_SET_ANYWHERE", "quickchat?", "timeout"):
+        assert hint in told, hint
+    assert "dark" not in told
+    assert "Traceback" not in told
+    assert running.out.read_text() == ""
+
+
+async def test_missing_config_says_what_to_do(tmp_path: Path) -> None:
+    """Without a configuration file the command says so, names the file and the way out, and ends with 1."""
+    with command("serve", at=tmp_path, env={"PARLEY_CONFIG": "elsewhere.yaml"}) as running:
+        assert await running.ended() == 1
+    told = running.err.read_text()
+    assert "elsewhere.yaml" in told
+    assert "parley demo" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("words", [("serve", "--config", "parley.yaml"), ("demo",)], ids=["serve", "demo"])
+async def test_open_proxy_is_not_exposed(tmp_path: Path, backstage: tuple[Simulator, str], words: list[str]) -> None:
+    """An open proxy for the whole network is refused, with what to do about it."""
+    config_at(tmp_path, backstage)
+    with command(*words, "--host", "0.0.0.0", "--port", "0", at=tmp_path) as running:
+        assert await running.ended() == 1
+    told = running.err.read_text()
+    assert "add a key under `keys:` or listen on 127.0.0.1" in told
+    assert "Traceback" not in told
+    assert running.out.read_text() == ""
+
+
+@pytest.mark.parametrize("words", [("serve", "--config", "parley.yaml"), ("demo",)], ids=["serve", "demo"])
+async def test_taken_port_is_told(tmp_path: Path, backstage: tuple[Simulator, str], words: list[str]) -> None:
+    """A port that is in use ends the start with 1 and a message that names it, without a traceback."""
+    config_at(tmp_path, backstage)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with command(*words, "--port", port, at=tmp_path) as running:
+            assert await running.ended() == 1
+    told = running.err.read_text()
+    assert f"127.0.0.1:{port}" in told
+    assert "in use" in told
+    assert "Traceback" not in told
+    assert "listening" not in running.out.read_text()
