@@ -31,9 +31,10 @@ def test_an_address_that_cannot_be_had(host: str, port: int | None) -> None:
 
 async def test_a_server_beside_another_ends_with_its_context() -> None:
     """An application is served while the context lasts, and no longer."""
-    with listen("127.0.0.1", 0) as listener:
-        async with httpx2.AsyncClient() as http:
-            async with Backstage(Starlette()).beside([listener]):
-                assert (await http.get(address(listener))).status_code == 404
-            with pytest.raises(httpx2.ConnectError):
-                await http.get(address(listener))
+    listener = listen("127.0.0.1", 0)
+    url = address(listener)
+    async with httpx2.AsyncClient() as http:
+        async with Backstage(Starlette()).beside([listener]):
+            assert (await http.get(url)).status_code == 404
+        with pytest.raises(httpx2.ConnectError):
+            await http.get(url)
