@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import functools
 import json
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +21,7 @@ from proxy.messages import Delta, Message, Turn
 from proxy.server import LOOPBACK, AddressTaken, Backstage, Server, address, listen
 from proxy.simulator import Simulator
 from proxy.telemetry import start_logging
-from proxy.vendors.base import HttpBot
+from proxy.vendors.base import Answer, HttpBot, calling
 
 DEMO_LATENCY = 0.4  # seconds before a simulated bot speaks
 DEMO_GAP = 0.03  # seconds between the pieces of its reply
@@ -66,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(run.__name__.strip("_"), help=summary, description=f"{summary.capitalize()}.")
         added.set_defaults(command=run)
         if "config" in options:
-            added.add_argument("--config", type=Path, metavar="FILE", help="default: $PARLEY_CONFIG, then ./config.yaml")
+            added.add_argument(
+                "--config", type=Path, metavar="FILE", help="default: $PARLEY_CONFIG, then ./config.yaml"
+            )
         if "address" in options:
             added.add_argument("--host", metavar="H", help=f"address to listen on (default: {LOOPBACK})")
             added.add_argument("--port", type=int, metavar="P", help="0 picks a free one (default: 8080)")
@@ -83,8 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--base-url", metavar="URL", help="a running proxy, e.g. http://127.0.0.1:8080/v1")
     chat.add_argument("--key", default="", metavar="KEY", help="the key for it (default: $PARLEY_KEY)")
     simulate = command(_simulate, "only the simulated vendors, to test a configuration against", "address")
-    simulate.add_argument("--latency", type=float, default=DEMO_LATENCY, metavar="S", help="seconds before a bot speaks")
-    setup = command(_setup, "what a vendor needs once, outside of chatting: see the README's table of vendors", "config")
+    simulate.add_argument(
+        "--latency", type=float, default=DEMO_LATENCY, metavar="S", help="seconds before a bot speaks"
+    )
+    setup = command(
+        _setup, "what a vendor needs once, outside of chatting: see the README's table of vendors", "config"
+    )
     setup.add_argument("model", metavar="MODEL")
     setup.add_argument("--create", metavar="NAME", help="make a new assistant and print its id")
     setup.add_argument("--description", default="", metavar="TEXT", help="what the new assistant is for")
@@ -105,7 +113,15 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise ConfigError("--workers", [f"{arguments.workers} processes cannot share memory://; use one worker"])
     start_logging(plain=config.server.log.format == "text")
     with listen(host, config.server.port if arguments.port is None else arguments.port) as listener:
-        Server(create_app(config), listener, grace=config.server.shutdown_grace).run([listener])
+        announce = functools.partial(_announce, listener)
+        Server(create_app(config), grace=config.server.shutdown_grace, announce=announce).run([listener])
+
+
+def _announce(listener: socket.socket, greeting: str = "") -> None:
+    """The one line that a script can wait for; what is for eyes goes to stderr."""
+    print(f"parley listening on {address(listener)}", flush=True)
+    if greeting:
+        print(greeting, file=sys.stderr, flush=True)
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
@@ -125,13 +141,14 @@ def _demo(arguments: argparse.Namespace) -> None:
         asyncio.run(_demonstrate(front, back))
 
 
-async def _demonstrate(front: Any, back: Any) -> None:
+async def _demonstrate(front: socket.socket, back: socket.socket) -> None:
     simulator = Simulator(latency=DEMO_LATENCY, gap=DEMO_GAP)
     text = json.dumps({"models": _simulated(address(back), simulator)})
     config = load(text, vendors=Vendors(), environ={})
     greeting = _GREETING.format(url=address(front), models=", ".join(config.models))
     async with Backstage(simulator.app).beside([back]):
-        await Server(create_app(config), front, grace=config.server.shutdown_grace, greeting=greeting).serve([front])
+        announce = functools.partial(_announce, front, greeting)
+        await Server(create_app(config), grace=config.server.shutdown_grace, announce=announce).serve([front])
 
 
 def _simulated(url: str, bots: Simulator) -> dict[str, dict[str, str]]:
@@ -142,6 +159,18 @@ def _simulated(url: str, bots: Simulator) -> dict[str, dict[str, str]]:
             "base_url": f"{url}/newoaks",
             "secret_key": bots.newoaks.secret_key,
             "chatbot_id": bots.newoaks.chatbot_id,
+        },
+        "askhandle-demo": {
+            "vendor": "askhandle",
+            "base_url": f"{url}/askhandle/api/v1",
+            "username": bots.askhandle.username,
+            "password": bots.askhandle.password,
+        },
+        "misterturing-demo": {
+            "vendor": "misterturing",
+            "base_url": f"{url}/misterturing/v4.0",
+            "api_key": bots.misterturing.api_key,
+            "assistant_id": bots.misterturing.assistant_id,
         },
         "quickchat-demo": {
             "vendor": "quickchat",
@@ -226,10 +255,15 @@ async def _first_words(bot: HttpBot[Any]) -> str:
 
 def _setup(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    options = config.models.get(arguments.model)
-    if options is None:
-        raise ConfigError("MODEL", [f"there is no model {arguments.model}; there are: {', '.join(config.models)}"])
+    options = _named(config, arguments.model)
     print(asyncio.run(_set_up(vendors.load(options.vendor)(options), arguments)))
+
+
+def _named(config: Config, model: str) -> ModelOptions:
+    for name, options in config.models.items():
+        if model in (name, *options.aliases):
+            return options
+    raise ConfigError("MODEL", [f"there is no model {model}; there are: {', '.join(config.models)}"])
 
 
 async def _set_up(bot: HttpBot[Any], arguments: argparse.Namespace) -> str:
@@ -244,7 +278,69 @@ def _schema(arguments: argparse.Namespace) -> None:
 
 
 def _chat(arguments: argparse.Namespace) -> None:
-    raise NotImplementedError
+    if arguments.base_url:
+        key = arguments.key or os.environ.get("PARLEY_KEY", "")
+        asyncio.run(_converse(arguments.base_url.rstrip("/"), arguments.model, key))
+        return
+    config = _config(arguments)
+    _named(config, arguments.model)
+    with listen(LOOPBACK, 0) as listener:
+        asyncio.run(_converse_alone(config.model_copy(update={"keys": ()}), listener, arguments.model))
+
+
+async def _converse_alone(config: Config, listener: socket.socket, model: str) -> None:
+    """A chat through a proxy of one's own, which lives as long as the chat."""
+    async with Backstage(create_app(config)).beside([listener]):
+        await _converse(f"{address(listener)}/v1", model, "")
+
+
+async def _converse(base_url: str, model: str, key: str) -> None:
+    print(f"Talking to {model}. An empty line or Ctrl-D ends it.", file=sys.stderr)
+    messages: list[dict[str, str]] = []
+    while text := (await asyncio.to_thread(_line)).strip():
+        messages.append({"role": "user", "content": text})
+        body = {"model": model, "messages": messages, "stream": True}
+        async with calling(f"{base_url}/chat/completions", body, key=key) as (answer, events):
+            reply = await _shown(answer, events)
+        if reply is None:
+            messages.pop()  # it may be said again
+        else:
+            messages.append({"role": "assistant", "content": reply})
+
+
+def _line() -> str:
+    try:
+        return input("> ")
+    except EOFError:
+        return ""
+
+
+async def _shown(answer: Answer, events: AsyncIterator[str]) -> str | None:
+    """Print a reply as it comes and how it was continued; return its text, or None if there was a fault."""
+    if answer.status != 200:
+        print(_fault(answer.body.decode(errors="replace")), file=sys.stderr)
+        return None
+    pieces: list[str] = []
+    async for data in events:
+        if data == "[DONE]":
+            break
+        chunk = json.loads(data)
+        if "error" in chunk:
+            print(f"\n{_fault(data)}", file=sys.stderr)
+            return None
+        for choice in chunk["choices"]:
+            pieces.append(choice["delta"].get("content") or "")
+            print(pieces[-1], end="", flush=True)
+    told = [answer.headers.get(f"x-parley-{name}", "") for name in ("conversation", "reason")]
+    print(f"\n  [{' '.join(filter(None, told))}]", flush=True)
+    return "".join(pieces)
+
+
+def _fault(text: str) -> str:
+    try:
+        return f"! {json.loads(text)['error']['message']}"
+    except (ValueError, KeyError, TypeError):
+        return "! no answer that a chat server gives: is this the base URL, with /v1?"
 
 
 def _port(arguments: argparse.Namespace) -> int:

@@ -3,8 +3,7 @@
 import asyncio
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
@@ -22,12 +21,11 @@ class AddressTaken(Exception):
 class Server(uvicorn.Server):
     """uvicorn's server with a patient end: at a signal the port stays open until the running replies are parked."""
 
-    def __init__(self, app: Any, listener: socket.socket, *, grace: float, greeting: str = "") -> None:
+    def __init__(self, app: Any, *, grace: float, announce: Callable[[], None]) -> None:
         super().__init__(uvicorn_config(app))
         self._relay = app.state.relay
-        self._listener = listener
         self._grace = grace
-        self._greeting = greeting
+        self._announce = announce
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop taking requests at once; a second Ctrl-C does not wait."""
@@ -37,11 +35,9 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
-        """Start serving and say where, in the one line that a script can wait for."""
+        """Start serving, and say so."""
         await super().startup(sockets)
-        print(f"parley listening on {address(self._listener)}", flush=True)
-        if self._greeting:
-            print(self._greeting, file=sys.stderr, flush=True)
+        self._announce()
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Wait for the running replies, then close."""

@@ -35,7 +35,7 @@ from proxy.errors import (
     VendorTimeout,
     VendorUnavailable,
 )
-from proxy.framing import FramingError
+from proxy.framing import EventStream, FramingError
 from proxy.messages import Event, Handle, Turn
 
 KEEPALIVE = 15  # seconds an unused connection is kept: long enough for a busy bot, short enough not to find it closed
@@ -141,9 +141,10 @@ class HttpBot(ABC, Generic[OptionsT]):
     def check(self, turn: Turn) -> None:
         """Raise InvalidRequest for anything but text."""
         for attachment in (attachment for message in turn.new for attachment in message.attachments):
+            where = attachment.path or "messages"
             raise InvalidRequest(
-                f"This bot ({self.title}) takes text only: leave the {attachment.kind} at `{attachment.path}` out",
-                param=attachment.path,
+                f"This bot ({self.title}) takes text only: leave the {attachment.kind} at `{where}` out",
+                param=where,
                 code="unsupported_value",
             )
 
@@ -275,6 +276,31 @@ class HttpBot(ABC, Generic[OptionsT]):
         if isinstance(fault, (TimeoutError, httpx2.TimeoutException)):
             return VendorTimeout(f"{self.title} took longer than `{limit}` allows: raise it, or ask for less")
         return VendorFailed(f"{self.title} broke off ({name}), maybe after it took the message: look before repeating")
+
+
+@asynccontextmanager
+async def calling(url: str, body: object, *, key: str) -> AsyncIterator[tuple[Answer, AsyncIterator[str]]]:
+    """A small client of a proxy like this one, for the terminal: the answer without its body, and its events' data.
+
+    An answer that is no success comes whole, with its body. Raises VendorUnavailable when nobody is there.
+    """
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        async with (
+            httpx2.AsyncClient(timeout=httpx2.Timeout(None, connect=5)) as client,
+            client.stream("POST", url, json=body, headers=headers) as response,
+        ):
+            told = b"" if response.is_success else await response.aread()
+            yield Answer(response.status_code, response.headers, told), _data(response)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as fault:
+        raise VendorUnavailable(f"{url} did not answer as it should ({type(fault).__name__})") from None
+
+
+async def _data(response: httpx2.Response) -> AsyncIterator[str]:
+    events = EventStream()
+    async for piece in response.aiter_bytes():
+        for event in events.feed(piece):
+            yield event.data
 
 
 class Arriving:

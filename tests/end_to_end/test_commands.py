@@ -125,7 +125,7 @@ async def test_serve_answers_and_tells_one_line(tmp_path: Path, backstage: tuple
             line.leave()
         await call(running.url, path="/readyz", method="GET")
         await asyncio.sleep(0.2)
-        simulator.release()
+        simulator.newoaks.release()
         running.signal(signal.SIGTERM)
         assert await running.ended() == 0
     assert running.out.read_text().count("\n") == 1
@@ -157,10 +157,10 @@ async def test_sigterm_lets_running_replies_end(tmp_path: Path, backstage: tuple
     """SIGTERM in the midst: what runs ends whole; what is new gets a 503 that says how to go on; the exit code is 0."""
     simulator, _ = backstage
     config = config_at(tmp_path, backstage)
-    text = "word " * 40 + "end"
+    text = "word " * 24 + "end"
     with started("serve", "--config", config, "--port", "0", at=tmp_path) as running:
         simulator.newoaks.gap = 0.05
-        simulator.quickchat.latency = 1.5
+        simulator.quickchat.latency = 1.2
         async with (
             asyncio.timeout(15),
             calling(running.url, question("newoaks", f"say {text}", stream=True)) as streaming,
@@ -255,13 +255,16 @@ async def test_demo_needs_nothing(tmp_path: Path) -> None:
         listed = (await call(running.url, path="/v1/models", method="GET")).json["data"]
         names = [model["id"] for model in listed]
         assert {"newoaks-demo", "quickchat-demo"} <= set(names)
-        for name in names:
+
+        async def talk(name: str) -> None:
             chat = Chat(running.url, name, async_plain)
             assert (await chat.say("My name is Ada.")).how == "opened"
             chat.way = async_stream
             answer = await chat.say("What is my name?")
             assert answer.how == "continued exact"
             assert "Ada" in answer.text
+
+        await asyncio.gather(*map(talk, names))
         told = running.err.read_text()
         assert f"curl {running.url}/v1/chat/completions" in told
         assert f'base_url="{running.url}/v1"' in told
