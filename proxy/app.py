@@ -24,7 +24,7 @@ from proxy.openai.models import ModelCard, ModelList, Models
 from proxy.ports import Bot, ConversationStore
 from proxy.relay import Model, Relay, Rules
 from proxy.stores import open_store
-from proxy.telemetry import AccessLine, App, Receive, Scope, Send, log_turn
+from proxy.telemetry import AccessLine, App, Receive, Scope, Send, log, log_turn
 from proxy.vendors import load
 
 EXPOSED_HEADERS = [
@@ -57,6 +57,11 @@ def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) 
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        for name, bot in bots.items():
+            try:
+                await bot.start()
+            except ProxyError as fault:
+                log.error("not started: %s", fault.message, extra={"parley": {"model": name, "outcome": fault.code}})
         yield
         await relay.drain(config.server.shutdown_grace)
         for bot in bots.values():

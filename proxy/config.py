@@ -6,27 +6,17 @@ It must not know the vendors: whoever loads a file hands in the classes of their
 import hashlib
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic.functional_validators import AfterValidator, BeforeValidator, field_validator, model_validator
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 # What chat UIs send behind the user's back: it must not take over the user's conversation. Each is looked for at the
 # beginning of the newest text. Open WebUI's *retrieval* prompt begins `### Task:` too ("Respond to the user query
@@ -56,54 +46,65 @@ class ConfigError(Exception):
 def _matching(pattern: str, message: str) -> AfterValidator:
     """Pydantic's own words for a pattern that does not match are the pattern; these are for people."""
 
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
+    def check(value: str | SecretStr) -> str | SecretStr:
+        if not re.fullmatch(pattern, value if isinstance(value, str) else value.get_secret_value()):
             raise ValueError(message)
-        return text
+        return value
 
     return AfterValidator(check)
-
-
-def _compiled(value: object) -> object:
-    try:
-        return re.compile(value) if isinstance(value, str) else value
-    except re.error as fault:
-        raise ValueError(f"is no regular expression: {fault.msg} at position {fault.pos}") from None
-
-
-def _truth(value: object) -> object:
-    """`${NAME}` gives text, which a Literal would not take for true or false."""
-    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
-
-
-def _visible(secret: SecretStr) -> SecretStr:
-    if not re.fullmatch("[!-~]+", secret.get_secret_value()):
-        raise ValueError("must be visible ASCII characters without blanks, and not empty")
-    return secret
 
 
 Name = Annotated[str, _matching(r"\S+", "must be a name without blanks")]
 Label = Annotated[str, _matching(r"\S(.*\S)?", "must be one line of text, without blanks around it")]
 Glob = Annotated[str, _matching(r"([^\s\[\]]|\[[^\s\]]+\])+", "is no pattern: * ? [abc], without blanks")]
 Header = Annotated[str, _matching(r"[\w!#$%&'*+.^`|~-]+", "is no name of a header"), AfterValidator(str.lower)]
-HeaderSecret = Annotated[SecretStr, AfterValidator(_visible)]
+HeaderSecret = Annotated[SecretStr, _matching("[!-~]+", "must be visible ASCII without blanks, and not empty")]
 HeaderValue = Annotated[str, _matching(r"[^\x00-\x1f\x7f]*", "must not hold line breaks or control characters")]
 Origin = Annotated[str, _matching(r"\*|null|[a-z][\w+.-]*://[^/\s]+", "must be like https://host:port, without a path")]
 Digest = Annotated[str, _matching("[0-9a-fA-F]{64}", "must be 64 hexadecimal digits")]
-Regex = Annotated[re.Pattern[str], BeforeValidator(_compiled)]
-StoreUrl = Annotated[
-    str,
-    _matching(
-        r"memory://|sqlite:///[^?#]+|rediss?://\S+",
-        "must be memory://, sqlite:///relative.db, sqlite:////absolute/path.db, redis://… or rediss://…",
-    ),
-]
+_TRUTH = {"true": True, "false": False}  # a variable gives text, which a Literal would not take for these
+TruthOrAuto = Annotated[Literal[True, False, "auto"], BeforeValidator(lambda it: _TRUTH.get(str(it).lower(), it))]
+_URL = "must be like https://host/path, without user, password, query or fragment"
+Url = Annotated[str, _matching(r"(https?://[^\s/?#@]+[^\s?#@]*)?", _URL)]
+_STORE = "must be memory://, sqlite:///relative.db, sqlite:////absolute/path.db, redis://… or rediss://…"
+StoreUrl = Annotated[str, _matching(r"memory://|sqlite:///[^?#]+|rediss?://\S+", _STORE)]
+
+_WORDS = {
+    "missing": "required key is missing",
+    "string_type": "must be text; put quotes around a number",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping of keys",
+    "model_type": "must be a mapping of keys",
+    "too_short": "must not be empty",
+}
+
+
+def _worded(fault: ErrorDetails, known: Iterable[str]) -> str:
+    if fault["type"] == "extra_forbidden":
+        near = get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0)
+        return f"unknown key; did you mean {near[0]}?"
+    return _WORDS.get(fault["type"]) or fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+
+
+def _refusal(faults: Iterable[Fault]) -> ValidationError:
+    """What a validator raises for faults that lie deeper than its value."""
+    details = [InitErrorDetails(type=PydanticCustomError("fault", text), loc=at, input=None) for at, text in faults]
+    return ValidationError.from_exception_data("configuration", details)
 
 
 class Section(BaseModel):
     """A part of the file: unknown keys are faults, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_words(cls, data: Any, build: Callable[[Any], Self]) -> Self:
+        """Faults are worded here, where it is known which keys an unknown one may stand for."""
+        try:
+            return build(data)
+        except ValidationError as error:
+            raise _refusal((fault["loc"], _worded(fault, cls.model_fields)) for fault in error.errors()) from None
 
 
 class Breaker(Section):
@@ -119,7 +120,7 @@ class ModelOptions(Section):
     vendor: str
     description: str = ""
     aliases: tuple[Name, ...] = ()
-    base_url: str = ""
+    base_url: Url = ""
     headers: dict[Header, HeaderValue] = Field(default_factory=dict, repr=False)
     timeout: float = Field(default=120, gt=0)
     connect_timeout: float = Field(default=5, gt=0)
@@ -148,13 +149,6 @@ class ModelOptions(Section):
             raise ValueError("must not be empty")
         return value
 
-    @field_validator("base_url")
-    @classmethod
-    def _web_address(cls, url: str) -> str:
-        if url and not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", url):
-            raise ValueError("must be like https://host/path, without user, password, query or fragment")
-        return url
-
 
 class Log(Section):
     """How a turn is logged; `content` lets message text in."""
@@ -173,7 +167,7 @@ class Server(Section):
     heartbeat: float = Field(default=10, gt=0)
     cors_origins: tuple[Origin, ...] = ()
     metrics: bool = True
-    playground: Annotated[Literal[True, False, "auto"], BeforeValidator(_truth)] = "auto"
+    playground: TruthOrAuto = "auto"
     log: Log = Log()
 
 
@@ -211,13 +205,28 @@ class Conversation(Section):
     linger: float = Field(default=10, ge=0)
     max_parked: int = Field(default=100_000, ge=1)
     marks: bool = True
-    utility_prompts: tuple[Regex, ...] = tuple(re.compile(prompt) for prompt in UTILITY_PROMPTS)
+    utility_prompts: tuple[re.Pattern[str], ...] = tuple(re.compile(prompt) for prompt in UTILITY_PROMPTS)
 
 
 class Responses(Section):
     """Whether what `store: true` asks for is kept."""
 
     transcripts: bool = False
+
+
+def _of_its_vendor(entry: object, info: ValidationInfo[Mapping[str, type[ModelOptions]]]) -> object:
+    """A bot's entry as its vendor's own options; their classes are the validation's context."""
+    if not isinstance(entry, dict):
+        return entry
+    try:
+        kind = info.context[str(entry.get("vendor"))]
+    except KeyError:
+        problem = f"must be one of {', '.join(sorted(info.context))}"
+    except (ImportError, AttributeError) as error:  # from an entry point of somebody else's
+        problem = f"its adapter cannot be loaded: {error}"
+    else:
+        return kind.model_validate(entry)
+    raise _refusal([(("vendor",), problem)])
 
 
 class Config(Section):
@@ -228,7 +237,20 @@ class Config(Section):
     store: StoreUrl = Field(default="memory://", repr=False)
     conversation: Conversation = Conversation()
     responses: Responses = Responses()
-    models: Mapping[str, ModelOptions] = Field(default_factory=dict)
+    models: dict[Name, Annotated[ModelOptions, BeforeValidator(_of_its_vendor)]] = Field(default={}, min_length=1)
+
+    @model_validator(mode="after")
+    def _no_twins(self) -> Self:
+        """Names of keys may be shared, secrets may not: the name decides whose conversations a caller gets."""
+        marks: dict[Place, str | bytes] = {("models", name): name for name in self.models}
+        for name, bot in self.models.items():
+            marks |= {("models", name, "aliases", index): alias for index, alias in enumerate(bot.aliases)}
+        marks |= {("keys", index): key.digest for index, key in enumerate(self.keys)}
+        first: dict[str | bytes, Place] = {}
+        if twins := [(at, first[mark]) for at, mark in marks.items() if first.setdefault(mark, at) != at]:
+            problems = {"models": "is the same name as", "keys": "has the same secret as"}
+            raise _refusal((at, f"{problems[str(at[0])]} {_shown(twin)}") for at, twin in twins)
+        return self
 
     @property
     def store_shown(self) -> str:
@@ -244,10 +266,8 @@ def read(path: Path, vendors: Mapping[str, type[ModelOptions]], environ: Mapping
     except FileNotFoundError:
         hint = "no such file: make one with `cp config.example.yaml config.yaml`, or try `parley demo` without one"
         raise ConfigError(str(path), [hint]) from None
-    except UnicodeDecodeError:
-        raise ConfigError(str(path), ["is not text in UTF-8"]) from None
-    except OSError as error:
-        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
     return load(text, vendors=vendors, environ=environ, path=str(path))
 
 
@@ -258,203 +278,74 @@ def load(
 
     Of `vendors` only those are looked up that the text names: the mapping may be one that imports on demand.
     """
-    data, doubles = _parsed(text, path)
     unset: list[Fault] = []
-    filled = _substituted(data, (), environ, unset)
+    filled = _filled(_parsed(text, path), (), environ, unset)
     faults: list[Fault] = []
-    models = _models(filled.get("models"), vendors, faults)
-    config = _built(Config, {**filled, "models": models}, (), faults)
-    faults += [*_alias_faults(filled), *_twin_faults(filled)]
-    # A value that could not be filled in is not judged as well.
-    faults = unset + [fault for fault in faults if not any(fault[0][: len(place)] == place for place, _ in unset)]
-    if doubles or faults or config is None:
-        raise ConfigError(path, [*doubles, *(f"{_shown(place)}: {message}" for place, message in faults)])
-    return config
-
-
-class _Loader(yaml.SafeLoader):
-    """Of two equal keys in one mapping PyYAML silently keeps the last; this one notes them."""
-
-    def __init__(self, text: str) -> None:
-        self.doubles: list[str] = []
-        super().__init__(text)
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        first: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in first:
-                self.doubles.append(f"line {line}: {key.value} is given twice, first on line {first[key.value]}")
-            first.setdefault(key.value, line)
-        return node
-
-
-def _parsed(text: str, path: str) -> tuple[dict[Any, Any], list[str]]:
-    """The file as plain values, and the keys that it has twice."""
     try:
-        loader = _Loader(text)
-        data = loader.get_single_data()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        # Other quotes than those of tokens hold the file's own text, maybe a secret that begins with * or !.
-        problem = re.sub(" '(?!<)[^']{2,}'", "", error.problem or "is not YAML")
-        raise ConfigError(path, [at + problem]) from None
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(path, ["is not YAML: a control character, or a date or number that is none"]) from None
-    if not isinstance(data, dict):
-        raise ConfigError(path, ["must be a mapping with the key models; see config.example.yaml"])
-    # A section whose keys are all commented out is null, and meant as left out.
-    kept = {key: value for key, value in data.items() if value is not None or key not in Config.model_fields}
-    return kept, loader.doubles
-
-
-_VARIABLE = re.compile(r"\$(\$\{)|\$\{([^}]*)(\}?)")
-
-
-def _substituted(value: Any, at: Place, environ: Mapping[str, str], unset: list[Fault]) -> Any:
-    """`${NAME}` and `${NAME:-default}` replaced in texts, never in keys; `$${` is how to write `${`."""
-
-    def variable(found: re.Match[str]) -> str:
-        name, given, default = (found[2] or "").partition(":-")
-        if found[1]:
-            return found[1]
-        if not found[3] or not re.fullmatch(r"[A-Za-z_]\w*", name):
-            unset.append((at, "holds ${ without a NAME} or NAME:-default} after it; write $${ for the characters"))
-        elif name in environ or given:
-            # Like a shell's, the default also stands in for a variable that is set to nothing.
-            return environ.get(name) or default
-        else:
-            unset.append((at, f"the environment variable {name} is not set"))
-        return found[0]
-
-    if isinstance(value, dict):
-        return {key: _substituted(part, (*at, key), environ, unset) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_substituted(part, (*at, index), environ, unset) for index, part in enumerate(value)]
-    return _VARIABLE.sub(variable, value) if isinstance(value, str) else value
-
-
-def _models(named: Any, vendors: Mapping[str, type[ModelOptions]], faults: list[Fault]) -> dict[str, ModelOptions]:
-    """Each model by its vendor's own options; one with a fault is left out."""
-    if not isinstance(named, dict) or not named:
-        faults.append((("models",), "must be a mapping of names to bots, with one bot at least"))
-        return {}
-    models = {}
-    for name, options in named.items():
-        sane = isinstance(name, str) and re.fullmatch(r"\S+", name)
-        if not sane:
-            faults.append((("models", name), "a model's name must be text without blanks"))
-        kind = _kind(options, vendors, ("models", name), faults)
-        if kind and (model := _built(kind, options, ("models", name), faults)) and sane:
-            models[name] = model
-    return models
-
-
-def _kind(
-    options: Any, vendors: Mapping[str, type[ModelOptions]], at: Place, faults: list[Fault]
-) -> type[ModelOptions] | None:
-    if not isinstance(options, dict):
-        faults.append((at, "must be a mapping of keys, with vendor among them"))
-        return None
-    vendor = str(options.get("vendor") or "")
-    try:
-        return vendors[vendor]
-    except KeyError:
-        problem = "unknown vendor" if vendor else "required key is missing"
-        faults.append(((*at, "vendor"), problem + _nearest(vendor, vendors)))
-    except (ImportError, AttributeError) as error:  # from an entry point of somebody else's
-        faults.append(((*at, "vendor"), f"its adapter cannot be loaded: {error}"))
-    return None
-
-
-SectionT = TypeVar("SectionT", bound=Section)
-
-
-def _built(kind: type[SectionT], data: Any, at: Place, faults: list[Fault]) -> SectionT | None:
-    try:
-        return kind.model_validate(data)
+        config = Config.model_validate(filled, context=vendors)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False, include_input=False)
-        faults += [((*at, *fault["loc"]), _worded(fault, kind)) for fault in details]
-        return None
-
-
-_WORDS = {
-    "missing": "required key is missing",
-    "string_type": "must be text; put quotes around a number",
-    "tuple_type": "must be a list",
-    "list_type": "must be a list",
-    "dict_type": "must be a mapping of keys",
-    "model_type": "must be a mapping of keys",
-}
-
-
-def _worded(fault: ErrorDetails, kind: type[BaseModel]) -> str:
-    if fault["type"] == "extra_forbidden":
-        *section, key = fault["loc"]
-        return "unknown key" + _nearest(key, _keys(kind, section))
-    own = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return _WORDS.get(fault["type"], own)
-
-
-def _keys(kind: type[BaseModel], place: Iterable[str | int]) -> Iterable[str]:
-    """The keys that a section may have, found by walking down from `kind`; indexes and free names are no steps."""
-    for part in place:
-        field = kind.model_fields.get(str(part))
-        kind = next(_sections(field.annotation), kind) if field else kind
-    return kind.model_fields
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections(part)
-
-
-def _nearest(word: object, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = get_close_matches(str(word), names, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(names)}"
+        faults = [(fault["loc"], fault["msg"]) for fault in error.errors()]
+    # A value that could not be filled in is not judged as well.
+    faults = unset + [fault for fault in faults if not any(fault[0][: len(at)] == at for at, _ in unset)]
+    if faults:
+        raise ConfigError(path, [f"{_shown(at)}: {message}" for at, message in faults])
+    return config
 
 
 def _shown(place: Place) -> str:
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place if part != "[key]")
-    return "".join(parts).removeprefix(".") or "file"
+    return "".join(parts).removeprefix(".")
 
 
-# The checks below need more than one part of the file. They read the plain values, so that no other fault hides them.
+class _Loader(yaml.SafeLoader):
+    """Of two equal keys in one mapping PyYAML silently keeps the last; for this one that is a fault."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
 
 
-def _entries(data: Mapping[str, Any], section: str) -> Iterator[tuple[str | int, Mapping[str, Any]]]:
-    part = data.get(section)
-    pairs = part.items() if isinstance(part, dict) else enumerate(part if isinstance(part, list) else ())
-    return ((at, entry) for at, entry in pairs if isinstance(entry, dict))
+def _parsed(text: str, path: str) -> dict[Any, Any]:
+    try:
+        data = _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or "is not YAML: a control character, or a date that is none"
+        # Other quotes than those of tokens hold the file's own text, maybe a secret that begins with * or !.
+        raise ConfigError(path, [at + re.sub(" '(?!<)[^']{2,}'", "", problem)]) from None
+    if not isinstance(data, dict):
+        raise ConfigError(path, ["must be a mapping with the key models; see config.example.yaml"])
+    # A section whose keys are all commented out is null, and meant as left out.
+    kept = {key: value for key, value in data.items() if value is not None or key not in Config.model_fields}
+    return {**kept, "models": kept.get("models", {})}
 
 
-def _texts(part: object) -> Iterator[tuple[int, str]]:
-    return ((index, text) for index, text in enumerate(part if isinstance(part, list) else ()) if isinstance(text, str))
+_VARIABLE = re.compile(r"\$(\$\{)|\$\{(?:([A-Za-z_]\w*)(?::-([^}]*))?\})?")
 
 
-def _alias_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
-    taken = {name: f"the name of models.{name}" for name, _ in _entries(data, "models")}
-    for name, options in _entries(data, "models"):
-        for index, alias in _texts(options.get("aliases")):
-            if alias in taken:
-                yield ("models", name, "aliases", index), f"{alias} is already {taken[alias]}"
-            taken.setdefault(alias, f"an alias of models.{name}")
+def _filled(value: Any, at: Place, environ: Mapping[str, str], unset: list[Fault]) -> Any:
+    """`${NAME}` and `${NAME:-default}` replaced in texts, never in keys; `$${` is how to write `${`."""
 
+    def variable(found: re.Match[str]) -> str:
+        escaped, name, default = found.groups()
+        if escaped or name in environ or default is not None:
+            # Like a shell's, the default also stands in for a variable that is set to nothing.
+            return escaped or environ.get(name) or default or ""
+        malformed = "holds ${ without a NAME} or NAME:-default} after it; write $${ for the characters"
+        unset.append((at, f"the environment variable {name} is not set" if name else malformed))
+        return found[0]
 
-def _twin_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
-    """Names may be shared, secrets may not: the name decides whose conversations a caller gets."""
-    seen: dict[str, str | int] = {}
-    for index, entry in _entries(data, "keys"):
-        secret, digest = entry.get("key"), entry.get("key_sha256")
-        mark = hashlib.sha256(secret.encode()).hexdigest() if isinstance(secret, str) else str(digest).lower()
-        if (secret or digest) and seen.setdefault(mark, index) != index:
-            yield ("keys", index), f"has the same secret as keys[{seen[mark]}]"
+    if isinstance(value, dict):
+        return {key: _filled(part, (*at, key), environ, unset) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_filled(part, (*at, index), environ, unset) for index, part in enumerate(value)]
+    return _VARIABLE.sub(variable, value) if isinstance(value, str) else value
 
 
 def is_loopback(host: str) -> bool:
@@ -472,27 +363,17 @@ def check_exposure(config: Config, host: str) -> None:
         raise ConfigError(f"host {host or '(all)'}", [sentence])
 
 
-class _FileSchema(GenerateJsonSchema):
-    """Lets `${NAME}` stand where the file wants a number, a truth value or one of a few words."""
-
-    def generate_inner(self, schema: Any) -> JsonSchemaValue:
-        plain = super().generate_inner(schema)
-        if schema["type"] not in {"int", "float", "bool", "literal"}:
-            return plain
-        return {"anyOf": [plain, {"type": "string", "pattern": r"\$\{"}]}
-
-
 def schema(vendors: Mapping[str, type[ModelOptions]]) -> dict[str, Any]:
     """JSON Schema of the file, for editors. Each vendor's models are told apart by their `vendor`."""
-    kinds: set[type[BaseModel]] = {Config, ModelOptions, *vendors.values()}
-    refs, shared = models_json_schema([(kind, "validation") for kind in kinds], schema_generator=_FileSchema)
-    parts = shared["$defs"]
-    found = {kind: parts.pop(ref["$ref"].rpartition("/")[2]) for (kind, _), ref in refs.items()}
-    models = [
-        {**found[kind], "properties": {**found[kind]["properties"], "vendor": {"const": vendor}}}
-        for vendor, kind in vendors.items()
-    ]
-    whole = found[Config]
-    whole["properties"]["models"]["additionalProperties"] = {"oneOf": models}
-    whole["required"] = ["models"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": parts}
+    kinds: list[type[BaseModel]] = [Config, *vendors.values()]
+    refs, parts = models_json_schema([(kind, "validation") for kind in kinds])
+    file, *bots = (refs[kind, "validation"] for kind in kinds)
+    whole = parts["$defs"].pop(file["$ref"].rpartition("/")[2])
+    # `${NAME}` may stand where the file wants a number, a truth value or one of a few words.
+    variable = {"type": "string", "pattern": r"\$\{"}
+    for part in (whole, *parts["$defs"].values()):
+        for key, own in part.get("properties", {}).items():
+            if own.keys() & {"enum", "anyOf"} or own.get("type") in {"integer", "number", "boolean"}:
+                part["properties"][key] = {"anyOf": [own, variable]}
+    whole["properties"]["models"] = {"type": "object", "minProperties": 1, "additionalProperties": {"anyOf": bots}}
+    return {"$schema": GenerateJsonSchema.schema_dialect, **whole, **parts, "required": ["models"]}

@@ -27,6 +27,9 @@ class Bot(Protocol):
         Closing the generator hangs up on the vendor.
         """
 
+    async def start(self) -> None:
+        """What is to be done once, before the first turn. Raises VendorError; the bot may be asked all the same."""
+
     async def aclose(self) -> None:
         """Give up all connections."""
 

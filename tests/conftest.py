@@ -96,19 +96,11 @@ def shared_stage() -> Iterator[Stage]:
 @pytest.fixture
 def on_stage(shared_stage: Stage) -> Iterator[Stage]:
     """The shared stage with fresh vendors, which must not have seen anything that their documents forbid."""
-    for vendor in (
-        shared_stage.simulator.newoaks,
-        shared_stage.simulator.quickchat,
-        shared_stage.simulator.quickchat_legacy,
-    ):
+    vendors = shared_stage.simulator.vendors.values()
+    for vendor in vendors:
         vendor.reset()
     yield shared_stage
-    for vendor in (
-        shared_stage.simulator.newoaks,
-        shared_stage.simulator.quickchat,
-        shared_stage.simulator.quickchat_legacy,
-    ):
-        assert vendor.violations == []
+    assert [violation for vendor in vendors for violation in vendor.violations] == []
 
 
 @pytest.fixture

@@ -73,5 +73,8 @@ class ScriptedBot:
             yield Handle({"id": fresh})
         yield cue.finish
 
+    async def start(self) -> None:
+        """Nothing is to be done."""
+
     async def aclose(self) -> None:
         """Nothing is held."""

@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-ENTRIES = 2000
-"""What one conversation remembers at most; older entries go first."""
-
-CLIP = 60
 BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 NAME = re.compile(r"\b(?:my|users?|user['\N{RIGHT SINGLE QUOTATION MARK}]s) name is ([^\W\d_][\w'-]*)", re.IGNORECASE)
 ASKS_NAME = re.compile(r"\b(?:what(?:['\N{RIGHT SINGLE QUOTATION MARK}]s| is) my name|who am i)\b", re.IGNORECASE)
+COMMAND = re.compile(r"(?:\A|\n[ \t\r]*\n)(?:recite (.*)|say ((?:(?!\n[ \t\r]*\n).)*\s*))\Z", re.DOTALL)
 PIECE = re.compile(r"\n+|[ \t]*\w+|[^\w\n]")
-LONG = 100_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,6 @@ class Conversation:
 
     def add(self, role: Literal["user", "bot"], text: str, fields: Mapping[str, Any] | None = None) -> None:
         self.entries.append(Entry(role, text, fields or {}))
-        del self.entries[:-ENTRIES]
 
 
 def answer(conversation: Conversation, markup: bool = False) -> str:
@@ -52,10 +47,9 @@ def answer(conversation: Conversation, markup: bool = False) -> str:
     Commands for tests, in the last paragraph: `say TEXT` is answered by TEXT, verbatim; `recite TEXT` likewise, but
     TEXT runs from that paragraph to the end of the message, blank lines included.
     """
-    text = conversation.heard[-1].text
-    verbatim = _command(text)
-    if verbatim is not None:
-        return verbatim
+    command = COMMAND.search(conversation.heard[-1].text)
+    if command:
+        return "".join(command.groups(""))
     sentences = _sentences(conversation)
     if markup:
         text = "<br>".join(html.escape(sentence) for sentence in sentences)
@@ -65,53 +59,28 @@ def answer(conversation: Conversation, markup: bool = False) -> str:
 
 def pieces(text: str) -> list[str]:
     """A text in the pieces a bot would stream: words, marks and line breaks, as in NewOaks' printed sample."""
-    if len(text) > LONG:
-        return [text[start : start + LONG] for start in range(0, len(text), LONG)]
     return PIECE.findall(text)
-
-
-def _command(text: str) -> str | None:
-    recite = re.search(r"(?:\A|\n[ \t\r]*\n)recite (.*)\Z", text, re.DOTALL)
-    if recite:
-        return recite[1]
-    breaks = [match.end() for match in BLANK_LINE.finditer(text.rstrip())]
-    last = text[breaks[-1] :] if breaks else text
-    return last.removeprefix("say ") if last.startswith("say ") else None
 
 
 def _sentences(conversation: Conversation) -> list[str]:
     *earlier, now = conversation.heard
-    question, context = _question(now.text)
+    *context, question = BLANK_LINE.split(now.text.strip())
     if "unanswerable" in question.lower():
         return ["I am sorry, I have no answer to that."]
     greeting = "Hello again" if earlier else "Hello & welcome"
-    said = [
-        f"{greeting}, this is message {len(earlier) + 1} of our conversation.",
-        f'You said: "{clip(question)}".',
-    ]
+    said = [f"{greeting}, this is message {len(earlier) + 1} of our conversation.", f'You said: "{clip(question)}".']
     if context or "message_context" in now.fields:
         said.append("Some context came along with it.")
     if ASKS_NAME.search(question):
-        name = _name(conversation)
-        said.append(f"Your name is {name}." if name else "You have not told me your name.")
+        told = [f"{entry.fields.get('message_context', '')}\n{entry.text}" for entry in conversation.heard]
+        names = NAME.findall("\n".join(told))
+        said.append(f"Your name is {names[-1]}." if names else "You have not told me your name.")
     if earlier:
-        said.append(f'Before that you said: "{clip(_question(earlier[-1].text)[0])}".')
+        said.append(f'Before that you said: "{clip(BLANK_LINE.split(earlier[-1].text.strip())[-1])}".')
     return said
-
-
-def _question(text: str) -> tuple[str, bool]:
-    """The last paragraph, and whether others stood in front of it."""
-    *context, question = BLANK_LINE.split(text.strip())
-    return question, bool(context)
-
-
-def _name(conversation: Conversation) -> str | None:
-    told = [f"{entry.fields.get('message_context', '')}\n{entry.text}" for entry in conversation.heard]
-    names = NAME.findall("\n".join(told))
-    return names[-1] if names else None
 
 
 def clip(text: str) -> str:
     """One line of at most 60 characters."""
     line = " ".join(text.split())
-    return line if len(line) <= CLIP else line[: CLIP - 1] + "…"
+    return line if len(line) <= 60 else line[:59] + "…"

@@ -4,14 +4,12 @@ Documented: the four calls and their fields, 403 without a key, the chat's conte
 and that the stream is pure text. Inferred: all else. Where a new conversation's id stands is unknown, hence `id_field`.
 """
 
-from typing import Any, Literal
+from typing import Literal
 from uuid import uuid4
 
-from proxy.simulator import faults
 from proxy.simulator.answer import Answer, Refusal, json, streamed
-from proxy.simulator.bot import Conversation, pieces
-from proxy.simulator.call import Call, Route
-from proxy.simulator.form import Field
+from proxy.simulator.bot import pieces
+from proxy.simulator.call import Call, Field, Route
 from proxy.simulator.vendor import Vendor
 
 API_KEY = "demo-development-token"
@@ -24,20 +22,18 @@ CHAT = {"message": Field(str, required=True, blank=False), "conversation_id": Fi
 
 
 class MisterTuring(Vendor):
-    """`assistants` and `deployed` hold external ids; the demo assistant is deployed from the start.
+    """`assistants` holds external ids. Whether one must be deployed before it chats is unknown: here it need not.
 
     `id_field`: where a new conversation's id stands; dotted: one level down; empty: the body is the id, a JSON string.
     `framing`: pure text, or SSE events. `cuts`: bytes per write, also amid a character; None: one piece per write.
     """
 
-    telling = frozenset({"external_id"})
-    refused_credential = 403
+    authorization = "Bearer {api_key}"
 
     def __init__(self, latency: float = 0.0, gap: float = 0.0) -> None:
         super().__init__(latency, gap)
         self.api_key, self.assistant_id = API_KEY, ASSISTANT_ID
-        self.assistants: dict[str, dict[str, Any]] = {ASSISTANT_ID: {"name": "Demo", "description": ""}}
-        self.deployed = {ASSISTANT_ID}
+        self.assistants = {ASSISTANT_ID}
         self.id_field = "conversation_id"
         self.framing: Literal["raw", "sse"] = "raw"
         self.cuts: int | None = 5
@@ -48,55 +44,39 @@ class MisterTuring(Vendor):
             Route("POST", "/assistant/chat/", "ask", self._ask, CHAT),
         )
 
-    def admit(self, call: Call) -> None:
-        if call.key("Bearer") != self.api_key:
-            raise Refusal(403, "Forbidden.")
-
     def no(self, refusal: Refusal) -> Answer:
-        return json({"detail": refusal.message}, refusal.status)
+        # Documented for a missing key.
+        return json({"detail": refusal.message}, 403 if refusal.status == 401 else refusal.status)
 
     def _create(self, call: Call) -> Answer:
         assistant = str(uuid4())
-        self.assistants[assistant] = {"description": "", **call.fields}
-        return self.json(
-            {"external_id": assistant, **self.assistants[assistant], "assistant_preferences": {}}, call, 201
-        )
+        self.assistants.add(assistant)
+        return json({"external_id": assistant, "description": "", **call.fields, "assistant_preferences": {}}, 201)
 
     def _deploy(self, call: Call) -> Answer:
-        assistant = self._assistant(call)
-        self.deployed.add(assistant)
-        return self.json({"external_id": assistant, "deployed": True}, call)
-
-    def _assistant(self, call: Call) -> str:
-        assistant: str = call.fields["assistant_id"]
-        if assistant not in self.assistants:
-            raise Refusal(404, f"Assistant {assistant} not found.", "assistant_id")
-        return assistant
+        self._check(call)
+        return json({})
 
     def _open(self, call: Call) -> Answer:
-        conversation = self.open(str(uuid4()), {"assistant_id": self._assistant(call)})
+        self._check(call)
+        handle = call.fault.typed(self.open(str(uuid4())).handle)
         outer, _, inner = self.id_field.partition(".")
-        handle: Any = [conversation.handle] if call.fault.kind == "wrong-type" else conversation.handle
         value = {inner: handle} if inner else handle
-        return self.json({outer: value} if outer else value, call, 201)
+        return json({outer: value} if outer else value, 201)
+
+    def _check(self, call: Call) -> None:
+        if call.fields["assistant_id"] not in self.assistants:
+            raise Refusal(404, "This assistant does not exist.")
 
     def _ask(self, call: Call) -> Answer:
-        conversation = self._conversation(call)
-        if conversation.fields["assistant_id"] not in self.deployed:
-            raise Refusal(400, "The assistant has not been deployed.")
+        handle = call.fields.get("conversation_id")
+        # Only `message` is marked as required: without the id, a conversation that nobody can continue.
+        lost = Refusal(404, f"Conversation {handle} not found.")
+        conversation = self.find(handle, call, lost) if handle else self.open(str(uuid4()))
         text = self.turn(conversation, call.fields["message"], call)
         if call.fault.kind == "wrong-type":
             return json([text])
-        return streamed([self._framed(piece) for piece in pieces(text or "")], STREAM, self.cuts)
-
-    def _conversation(self, call: Call) -> Conversation:
-        handle = call.fields.get("conversation_id")
-        if handle is None:
-            # Only `message` is marked as required: a conversation that nobody can continue.
-            return self.open(str(uuid4()), {"assistant_id": self.assistant_id})
-        return self.find(handle, call.fault, Refusal(404, f"Conversation {handle} not found."))
-
-    def _framed(self, piece: str) -> bytes:
-        if self.framing == "raw":
-            return faults.encoded(piece)
-        return faults.encoded("".join(f"data: {line}\n" for line in piece.split("\n")) + "\n")
+        told = pieces(text or "")
+        if self.framing == "sse":
+            told = ["".join(f"data: {line}\n" for line in piece.split("\n")) + "\n" for piece in told]
+        return streamed([piece.encode() for piece in told], STREAM, self.cuts)

@@ -5,15 +5,13 @@ current `/chat` uses that body, a field at fault having its name where `root` st
 400 there too. The legacy error's body is unknown; the vendor's samples print it as text, so text it is.
 """
 
-from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
 from proxy.simulator import faults
 from proxy.simulator.answer import Answer, Refusal, json, whole
 from proxy.simulator.bot import Conversation
-from proxy.simulator.call import Call, Route
-from proxy.simulator.form import Field, Form
+from proxy.simulator.call import Call, Field, Form, Route
 from proxy.simulator.vendor import Vendor
 
 API_KEY = "demo-api-key"
@@ -29,10 +27,7 @@ CURRENT = {
 LEGACY = {**CURRENT, "api_key": Field(str, required=True, blank=False), "message_context": Field(str, limit=1000)}
 CODES = {
     401: "PERMISSION_DENIED",
-    402: "PAYMENT_REQUIRED",
-    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
-    409: "CONFLICT",
     422: "VALIDATION_ERROR",
     429: "TOO_MANY_REQUESTS",
     500: "UNKNOWN",
@@ -44,8 +39,8 @@ class Quickchat(Vendor):
     """The current endpoint. `changes_id`: every later reply carries a new `conv_id`, and only that one is known."""
 
     kinds = faults.KINDS | {"new-id", "hand-off"}
-    telling = frozenset({"reply", "conv_id"})
     form: Form = CURRENT
+    authorization = "Bearer {token}"
 
     def __init__(self, latency: float = 0.0, gap: float = 0.0) -> None:
         super().__init__(latency, gap)
@@ -53,68 +48,57 @@ class Quickchat(Vendor):
         self.changes_id = False
         self.routes = (Route("POST", "/chat", "ask", self._ask, self.form),)
 
-    def admit(self, call: Call) -> None:
-        if call.key("Bearer") != self.token:
-            raise Refusal(401, "Invalid token.")
-
     def no(self, refusal: Refusal) -> Answer:
         status = 422 if refusal.field and refusal.status == 400 else refusal.status
         error = {"message": refusal.message, "code": CODES.get(status, "BAD_REQUEST")}
         return json({"errors": {refusal.field or "root": [error]}}, status)
 
-    def reply(self, conversation: Conversation, text: str | None, first: bool) -> dict[str, Any]:
-        """`ord_number` numbers all messages of the conversation; `src` is always 0, its meaning is unknown."""
-        numbered = {"ord_number": len(conversation.entries), "src": 0}
-        return {"conv_id": conversation.handle, "reply": text, **numbered}
-
-    def new_id(self) -> str:
-        return str(uuid4())
+    def shown(self, reply: dict[str, Any], first: bool) -> dict[str, Any]:
+        """A reply as this endpoint shows it; `src` is always 0, its meaning is unknown."""
+        return {**reply, "src": 0}
 
     def _ask(self, call: Call) -> Answer:
         if call.fields["scenario_id"] != self.scenario_id:
             raise Refusal(401, "Unauthorized.")
-        conversation, first = self._conversation(call), "conv_id" not in call.fields
+        first = "conv_id" not in call.fields
+        conversation = self._conversation(call)
         if call.fault.kind == "hand-off":
             conversation.paused = True
         text = self.turn(conversation, call.fields["text"], call, markup=True)
-        changed = not first and (self.changes_id or call.fault.kind == "new-id")
-        if changed:
-            self._rename(conversation)
-        return self.json(self.reply(conversation, text, first or changed), call)
+        if not first and (self.changes_id or call.fault.kind == "new-id"):
+            first = True
+            del self.conversations[conversation.handle]
+            conversation.handle = uuid4().hex[:8]
+            self.conversations[conversation.handle] = conversation
+        told = {
+            "conv_id": conversation.handle,
+            "reply": call.fault.typed(text),
+            "ord_number": len(conversation.entries),
+        }
+        return json(self.shown(told, first))
 
     def _conversation(self, call: Call) -> Conversation:
         tagged = "kb_topic" in call.fields.get("client_metadata", {})
         if "conv_id" not in call.fields:
-            return self.open(self.new_id(), {"tagged": tagged})
+            return self.open(uuid4().hex[:8], {"tagged": tagged})
         known = call.fields["conv_id"]
-        conversation = self.find(known, call.fault, Refusal(400, f"conv_id {known} does not exist"))
+        conversation = self.find(known, call, Refusal(400, f"conv_id {known} does not exist"))
         if conversation.fields["tagged"] is not tagged:
             raise Refusal(400, "kb_topic must be in every call or in none.", "client_metadata")
         return conversation
-
-    def _rename(self, conversation: Conversation) -> None:
-        del self.conversations[conversation.handle]
-        conversation.handle = self.new_id()
-        self.conversations[conversation.handle] = conversation
 
 
 class QuickchatLegacy(Quickchat):
     """The older endpoint: the key in the body, `message_context`, and no `conv_id` in replies after the first."""
 
     form = LEGACY
-
-    def admit(self, call: Call) -> None:
-        """Nothing to see before the body; a Bearer header is of no use here."""
+    authorization = ""
 
     def no(self, refusal: Refusal) -> Answer:
         return whole(refusal.message.encode(), refusal.status, "text/plain; charset=utf-8")
 
-    def reply(self, conversation: Conversation, text: str | None, first: bool) -> dict[str, Any]:
-        named: Mapping[str, Any] = {"conv_id": conversation.handle} if first else {}
-        return {"ord_number": len(conversation.entries), **named, "reply": text}
-
-    def new_id(self) -> str:
-        return uuid4().hex[:8]
+    def shown(self, reply: dict[str, Any], first: bool) -> dict[str, Any]:
+        return {name: value for name, value in reply.items() if first or name != "conv_id"}
 
     def _ask(self, call: Call) -> Answer:
         if call.fields.pop("api_key") != self.api_key:

@@ -1,98 +1,76 @@
-"""NewOaks' file uploads, pretended: an address to PUT to, the bytes, and which files a message may name.
+"""NewOaks' file uploads, pretended. https://chat.smarterbot.ai/guides/developer/api/upload-file
 
-https://chat.smarterbot.ai/guides/developer/api/upload-file
-
-Documented: the two calls, the formats, one file for audio and video, 20 MB per image, 100 MB per video. Inferred: 40 MB
-per audio, ids as integers of the `FileStoreId` string, and that the address refuses foreign headers, as S3 does.
+Documented: a call for an address, the bytes put there, a call that marks the upload as successful (its path and body
+are unknown); the formats, one file for audio and video, 20 MB per image, 100 MB per video. Inferred: 40 MB per audio,
+ids as integers of the `FileStoreId` string, and that the address refuses foreign headers, as S3 does.
 """
 
+import re
 from dataclasses import dataclass
-from hashlib import sha256
-from itertools import count
-
-import orjson
 
 from proxy.simulator.answer import Answer, Refusal, whole
 from proxy.simulator.call import Call
 
-MB = 1024 * 1024
 FORMATS = {
-    "Audio": ({"wav"}, 40 * MB),
-    "Video": ({"mp4", "mkv", "avi", "flv", "mpeg"}, 100 * MB),
-    "Image": ({"png", "jpeg", "jpg", "webp", "gif"}, 20 * MB),
+    "Text": ("", 0),
+    "Audio": ("wav", 40),
+    "Video": ("mp4 mkv avi flv mpeg", 100),
+    "Image": ("png jpeg jpg webp gif", 20),
 }
+"""`chatAskType` -> endings of file names, megabytes."""
 SIGNATURE = "X-Amz-Expires=600&X-Amz-Signature=demo"
 
 
 @dataclass
 class File:
-    """An upload: `size` in bytes, `sha256` empty until it has arrived."""
+    """An upload; `content` is empty until it has arrived."""
 
-    name: str
-    size: int = 0
-    sha256: str = ""
+    name: str = ""
+    content: bytes = b""
+    confirmed: bool = False
 
 
 class Uploads:
-    """All files by id. `confirmed` None: an upload needs no confirmation."""
-
-    LIMIT = 100 * MB
+    """All files by id. `confirming`: an upload counts only once it has been confirmed."""
 
     def __init__(self) -> None:
         self.files: dict[int, File] = {}
-        self.confirmed: set[int] | None = None
-        self._ids = count(34317)
+        self.confirming = False
 
-    def expect(self, name: str, base: str) -> tuple[str, str]:
+    def expect(self, call: Call) -> tuple[str, str]:
         """A new file's id and the address to put it to."""
-        store = next(self._ids)
-        self.files[store] = File(name)
-        self.files.pop(store - 1000, None)
-        return str(store), f"{base}/upload/{store}?{SIGNATURE}"
+        store = 34317 + len(self.files)
+        self.files[store] = File(call.fields["fileName"])
+        path = f"{call.url.path.removesuffix(call.path)}/upload/{store}"
+        return str(store), str(call.url.replace(path=path, query=SIGNATURE))
 
     def put(self, call: Call) -> Answer:
         """The raw bytes, at the signed address, without a credential of ours."""
-        file = self.files.get(int(call.tail)) if call.tail.isdigit() else None
-        if file is None or call.query != SIGNATURE:
+        if int(call.tail) not in self.files or call.url.query != SIGNATURE:
             raise Refusal(403, "The signature does not match.")
-        if "authorization" in call.headers:
-            raise Refusal(400, "Only one authorisation is allowed; the address holds it.")
-        if call.headers.get("content-type", "").startswith("multipart/"):
-            raise Refusal(400, "The raw bytes are wanted, not a form.")
-        file.size, file.sha256 = len(call.data), sha256(call.data).hexdigest()
+        if "authorization" in call.headers or "multipart/" in call.headers.get("content-type", ""):
+            raise Refusal(400, "Only the raw bytes are wanted: no credential but the address, no form.")
+        self.files[int(call.tail)].content = call.data
         return whole(b"", kind="text/plain")
 
-    def confirm(self, body: bytes) -> None:
-        """Any JSON object that has a file's id for a value."""
-        try:
-            values = orjson.loads(body).values()
-        except (ValueError, AttributeError):
-            raise Refusal(400, "The body must be a JSON object.") from None
-        named = {int(value) for value in values if str(value).isdigit()} & self.files.keys()
-        if not named or self.confirmed is None:
-            raise Refusal(400, "The file does not exist.", business=True)
-        self.confirmed |= named
+    def confirm(self, call: Call) -> None:
+        """Takes any body that holds a file's id."""
+        for number in re.findall(rb"\d+", call.data):
+            self.files.get(int(number), File()).confirmed = True
 
     def check(self, kind: str, ids: list[int]) -> None:
         """Refuses (in the envelope, 400) files that a message of this `chatAskType` may not carry."""
-        if kind == "Text":
-            self._demand(not ids, "fileIds are valid only for Image, Video and Audio.")
-            return
-        self._demand(kind in FORMATS, "chatAskType must be Text, Audio, Image or Video.", "chatAskType")
-        self._demand(bool(ids), "fileIds are missing.")
-        self._demand(kind == "Image" or len(ids) == 1, f"Only a single file is allowed for {kind}.")
-        for store in ids:
-            self._fits(kind, store)
+        demand(kind in FORMATS, "chatAskType must be Text, Audio, Image or Video.")
+        demand(bool(ids) is (kind != "Text"), "fileIds belong to Image, Video and Audio, and only to them.")
+        demand(kind == "Image" or len(ids) <= 1, f"fileIds: only a single file is allowed for {kind}.")
+        endings, megabytes = FORMATS[kind]
+        for file in (self.files.get(store, File()) for store in ids):
+            demand(bool(file.content) and file.confirmed >= self.confirming, "A file has not been uploaded.")
+            demand(file.name.rpartition(".")[2].lower() in endings.split(), f"{file.name} has another format.")
+            demand(len(file.content) <= megabytes * 1024 * 1024, f"{file.name} is too large.")
 
-    def _fits(self, kind: str, store: int) -> None:
-        file = self.files.get(store, File(""))
-        ready = self.confirmed is None or store in self.confirmed
-        formats, limit = FORMATS[kind]
-        self._demand(ready and bool(file.sha256), f"The file {store} has not been uploaded.")
-        self._demand(file.name.rpartition(".")[2].lower() in formats, f"The format of file {store} is not supported.")
-        self._demand(file.size <= limit, f"The file {store} is too large.")
 
-    @staticmethod
-    def _demand(kept: bool, message: str, field: str = "fileIds") -> None:
-        if not kept:
-            raise Refusal(400, message, field, business=True)
+def demand(kept: bool, message: str) -> None:
+    """Refuses unless this rule is kept."""
+    if not kept:
+        raise Refusal(400, message, business=True)

@@ -114,7 +114,7 @@ class Refused(Exception):
 
 async def raw_plain(url: str, key: str, request: Request) -> Heard:
     """The same without the SDK, at half the cost: for tests that are not about it."""
-    answer = await call(url, request, headers=[f"authorization: Bearer {key}", "connection: close"])
+    answer = await _raw(url, key, request)
     if answer.status != 200:
         raise Refused(answer)
     (choice,) = answer.json["choices"]
@@ -122,15 +122,18 @@ async def raw_plain(url: str, key: str, request: Request) -> Heard:
 
 
 async def raw_stream(url: str, key: str, request: Request) -> Heard:
-    answer = await call(
-        url, {**request, "stream": True}, headers=[f"authorization: Bearer {key}", "connection: close"]
-    )
+    answer = await _raw(url, key, {**request, "stream": True})
     if answer.status != 200 or answer.data[-1] != "[DONE]":
         raise Refused(answer)
     choices = [choice for chunk in answer.data[:-1] for choice in chunk["choices"]]
     pieces = [choice["delta"].get("content", "") for choice in choices]
     return Heard("".join(pieces), answer.headers, choices[-1]["finish_reason"], None, pieces)
 
+
+async def _raw(url: str, key: str, request: Request) -> "Answer":
+    body = dict(request)
+    headers = [f"{name}: {value}" for name, value in body.pop("extra_headers", {}).items()]
+    return await call(url, body, headers=[f"authorization: Bearer {key}", "connection: close", *headers])
 
 
 @dataclass
@@ -139,7 +142,7 @@ class Chat:
 
     url: str
     model: str
-    way: Way = async_plain
+    way: Way = raw_plain
     key: str = "none"
     more: Mapping[str, Any] = field(default_factory=dict)
     messages: list[Message] = field(default_factory=list)

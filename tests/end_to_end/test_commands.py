@@ -20,7 +20,18 @@ import pytest
 
 from proxy.simulator import Simulator
 from tests.conftest import demo_models, served
-from tests.end_to_end.callers import Chat, async_plain, async_stream, call, calling, question, request_bytes, soon
+from tests.end_to_end.callers import (
+    Answer,
+    Chat,
+    Line,
+    async_plain,
+    async_stream,
+    call,
+    calling,
+    question,
+    request_bytes,
+    soon,
+)
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {"SECRET_KEY_FOR_US": "sk-our-own-key"}
@@ -103,58 +114,79 @@ def config_at(path: Path, backstage: tuple[Simulator, str], **sections: Any) -> 
 KEYED: dict[str, Any] = {"keys": [{"name": "web-team", "key": "${SECRET_KEY_FOR_US}"}]}
 
 
-async def test_serve_answers_and_tells_one_line(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
-    """`serve` prints its one line, answers, writes an access line of JSON without texts and secrets, and ends with 0."""
+async def exchange(url: str, simulator: Simulator) -> list[Answer]:
+    """Six requests, one after the other: two turns, three that go wrong, and one that is left; the raw answers."""
+    bearer = "authorization: Bearer sk-our-own-key"
+    chat = Chat(url, "newoaks", key="sk-our-own-key")
+    assert (await chat.say("My darkest secret")).how == "opened"
+    chat.way = async_stream
+    assert (await chat.say("My second secret")).how == "continued exact"
+    simulator.quickchat.fail("failed")
+    failed = await call(url, question("quickchat", "My third secret"), headers=[bearer])
+    simulator.newoaks.fail("error-in-stream")
+    streaming = question("newoaks", "say my fourth secret words", stream=True)
+    broken = await call(url, streaming, headers=[bearer, "x-request-id: the-broken-one"])
+    refused = await call(url, question("newoaks", "Hello"), headers=["authorization: Bearer sk-guessed"])
+    simulator.newoaks.fail("slow")
+    before = len(simulator.newoaks.calls)
+    async with calling(url, question("newoaks", "Gone"), headers=[bearer]) as line:
+        await soon(lambda: len(simulator.newoaks.calls) == before + 2)
+        line.leave()
+    await call(url, path="/readyz", method="GET")
+    await asyncio.sleep(0.2)
+    simulator.newoaks.release()
+    return [failed, broken, refused]
+
+
+async def test_serve_answers_and_logs(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
+    """`serve` prints its one line, answers, logs JSON lines without texts and secrets, and ends at SIGTERM with 0."""
     simulator, _ = backstage
     config = config_at(tmp_path, backstage, **KEYED)
     with started("serve", "--config", config, "--port", "0", at=tmp_path, env=SECRETS) as running:
-        chat = Chat(running.url, "newoaks", key="sk-our-own-key")
-        assert (await chat.say("My darkest secret")).how == "opened"
-        chat.way = async_stream
-        assert (await chat.say("My second secret")).how == "continued exact"
-        bearer = ["authorization: Bearer sk-our-own-key"]
-        simulator.quickchat.fail("failed")
-        failed = await call(running.url, question("quickchat", "My third secret"), headers=bearer)
-        simulator.newoaks.fail("error-in-stream")
-        streaming = question("newoaks", "say my fourth secret words", stream=True)
-        broken = await call(running.url, streaming, headers=[*bearer, "x-request-id: the-broken-one"])
-        refused = await call(running.url, question("newoaks", "Hello"), headers=["authorization: Bearer sk-guessed"])
-        simulator.newoaks.fail("slow")
-        async with calling(running.url, question("newoaks", "Gone"), headers=bearer) as line:
-            await soon(lambda: len(simulator.newoaks.calls) >= 6)
-            line.leave()
-        await call(running.url, path="/readyz", method="GET")
-        await asyncio.sleep(0.2)
-        simulator.newoaks.release()
+        raw = await exchange(running.url, simulator)
         running.signal(signal.SIGTERM)
         assert await running.ended() == 0
-    assert running.out.read_text().count("\n") == 1
-    log = running.log
-    requests = [line for line in log if line["event"] == "request"]
-    assert [line["status"] for line in requests[:5]] == [200, 200, 502, 200, 401]
-    assert [line["outcome"] for line in requests] == [
-        "ok", "ok", "vendor_failed", "vendor_failed", "invalid_api_key", "left",
-    ]  # fmt: skip
-    assert [line["conversation"] for line in requests[:2]] == ["opened", "continued"]
-    assert requests[2]["request_id"] == failed.headers["x-request-id"]
-    assert requests[3]["request_id"] == "the-broken-one" == broken.headers["x-request-id"]
-    assert requests[4]["request_id"] == refused.headers["x-request-id"]
-    for line in requests:
-        assert {"time", "level", "event", "request_id", "method", "path", "ms"} <= set(line)
-        assert isinstance(line["ms"], int)
-    for line in requests[:4]:
-        assert line["model"] in ("newoaks", "quickchat")
-        assert line["key"] == "web-team"
-        assert {"outcome", "turn_ms", "first_delta_ms"} <= set(line)
-    assert requests[1]["first_delta_ms"] <= requests[1]["turn_ms"] <= requests[1]["ms"] + 1
     shown = running.err.read_text() + running.out.read_text()
     for secret in ("secret", "Gone", "sk-our", "sk-guessed", simulator.newoaks.secret_key, simulator.quickchat.token):
         assert secret not in shown
     assert "Traceback" not in shown
+    assert running.out.read_text().count("\n") == 1
+    lines = [entry for entry in running.log if entry["event"] == "request"]
+    outcomes = ["ok", "ok", "vendor_failed", "vendor_failed", "invalid_api_key", "left"]
+    assert [entry["outcome"] for entry in lines] == outcomes
+    assert [entry["status"] for entry in lines[:5]] == [200, 200, 502, 200, 401]
+    assert [entry["request_id"] for entry in lines[2:5]] == [answer.headers["x-request-id"] for answer in raw]
+    assert lines[3]["request_id"] == "the-broken-one"
+    for entry in lines:
+        assert {"time", "level", "event", "request_id", "method", "path", "ms"} <= set(entry)
+    for entry in lines[:4]:
+        assert (entry["model"] in ("newoaks", "quickchat"), entry["key"]) == (True, "web-team")
+    assert [entry["conversation"] for entry in lines[:2]] == ["opened", "continued"]
+    assert lines[1]["first_delta_ms"] <= lines[1]["turn_ms"] <= lines[1]["ms"] + 1
+
+
+async def is_draining(url: str, kept: Line) -> bool:
+    """Whether nothing new is let in, be it over a new connection or a kept one, while the probes still answer."""
+    deadline = time.monotonic() + 1
+    while (ready := await call(url, path="/readyz", method="GET")).status == 200:
+        assert time.monotonic() < deadline, "not ready at once"
+    assert ready.status == 503
+    assert (await call(url, path="/healthz", method="GET")).status == 200
+    kept.writer.write(request_bytes("/v1/models", b"", "GET"))
+    for answer in (
+        await kept.answer(),
+        await call(url, question("newoaks", "Hello")),
+        await call(url, question("newoaks", "Hello", stream=True)),
+    ):
+        assert (answer.status, answer.json["error"]["code"]) == (503, "shutting_down")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.headers["x-should-retry"] == "true"
+        assert answer.headers["connection"] == "close"
+    return True
 
 
 async def test_sigterm_lets_running_replies_end(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
-    """SIGTERM in the midst: what runs ends whole; what is new gets a 503 that says how to go on; the exit code is 0."""
+    """SIGTERM in the midst: what runs ends whole, what is new gets a 503 that says how to go on; the exit code is 0."""
     simulator, _ = backstage
     config = config_at(tmp_path, backstage)
     text = "word " * 24 + "end"
@@ -165,41 +197,26 @@ async def test_sigterm_lets_running_replies_end(tmp_path: Path, backstage: tuple
             asyncio.timeout(15),
             calling(running.url, question("newoaks", f"say {text}", stream=True)) as streaming,
             calling(running.url, question("quickchat", "say all of it")) as plain,
-            calling(running.url, path="/readyz", method="GET") as probing,
+            calling(running.url, path="/readyz", method="GET") as kept,
         ):
-            assert (await probing.answer()).status == 200
+            assert (await kept.answer()).status == 200
             answer = await streaming.begin()
             pieces = streaming.pieces(answer)
             answer.pieces.append(await anext(pieces))
             running.signal(signal.SIGTERM)
-            deadline = time.monotonic() + 1
-            while (ready := await call(running.url, path="/readyz", method="GET")).status == 200:
-                assert time.monotonic() < deadline, "not ready at once"
-            assert ready.status == 503
-            assert (await call(running.url, path="/healthz", method="GET")).status == 200
-            probing.writer.write(request_bytes("/v1/models", b"", "GET"))
-            for refused in (
-                await probing.answer(),
-                await call(running.url, question("newoaks", "Hello")),
-                await call(running.url, question("newoaks", "Hello", stream=True)),
-                await call(running.url, path="/v1/models", method="GET"),
-            ):
-                assert (refused.status, refused.json["error"]["code"]) == (503, "shutting_down")
-                assert int(refused.headers["retry-after"]) >= 1
-                assert refused.headers["x-should-retry"] == "true"
-                assert refused.headers["connection"] == "close"
+            assert await is_draining(running.url, kept)
             assert running.process.poll() is None
             async for piece in pieces:
                 answer.pieces.append(piece)
             whole = await plain.answer()
-        assert answer.data[-1] == "[DONE]"
-        deltas = [chunk["choices"][0]["delta"] for chunk in answer.data[:-1]]
-        assert "".join(delta.get("content", "") for delta in deltas) == text
-        assert whole.json["choices"][0]["message"]["content"] == "all of it"
         assert await running.ended(5) == 0
+    assert answer.data[-1] == "[DONE]"
+    deltas = [chunk["choices"][0]["delta"] for chunk in answer.data[:-1]]
+    assert "".join(delta.get("content", "") for delta in deltas) == text
+    assert whole.json["choices"][0]["message"]["content"] == "all of it"
     assert simulator.newoaks.hung_up == simulator.quickchat.hung_up == 0
-    assert [line["outcome"] for line in running.log if line.get("turn_ms")] == ["ok", "ok"]
-    assert not [line for line in running.log if line["level"] not in ("info", "warning")]
+    assert [entry["outcome"] for entry in running.log if entry.get("turn_ms")] == ["ok", "ok"]
+    assert {entry["level"] for entry in running.log} <= {"info", "warning"}
 
 
 async def test_grace_is_not_for_ever(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
@@ -299,54 +316,62 @@ models:
 """
 
 
+@contextmanager
+def both(at: Path, *more: str) -> Iterator[list[Running]]:
+    """`serve` and `demo` side by side with these words, each in a directory of its own."""
+    (at / "demo").mkdir()
+    with (
+        command("serve", "--config", "parley.yaml", *more, at=at) as serve,
+        command("demo", *more, at=at / "demo") as demo,
+    ):
+        yield [serve, demo]
+
+
 async def test_config_faults_are_all_listed(tmp_path: Path) -> None:
     """A faulty configuration ends the start with 1 and a list of every fault with its path, without values."""
     (tmp_path / "config.yaml").write_text(FAULTY)
-    with command("serve", "--port", "0", at=tmp_path) as running:
-        assert await running.ended() == 1
-    told = running.err.read_text()
+    (tmp_path / "empty").mkdir()
+    with (
+        command("serve", "--port", "0", at=tmp_path) as faulty,
+        command("serve", at=tmp_path / "empty", env={"PARLEY_CONFIG": "elsewhere.yaml"}) as missing,
+    ):
+        assert await faulty.ended() == await missing.ended() == 1
+    told = faulty.err.read_text()
     for path in ("server.port", "server.hartbeat", "keys[0]", "models.shop.secret_key", "models.shop.time_out",
                  "models.help.vendor", "models.desk"):  # fmt: skip
         assert path in told, path
-    for hint in ("heartbeat", "NOT_SET_ANYWHERE", "quickchat?", "timeout"):
+    for hint in ("heartbeat", "NOT_SET_ANYWHERE", "misterturing", "timeout"):
         assert hint in told, hint
     assert "dark" not in told
-    assert "Traceback" not in told
-    assert running.out.read_text() == ""
+    for words in ("elsewhere.yaml", "parley demo"):
+        assert words in missing.err.read_text()
+    for running in (faulty, missing):
+        assert "Traceback" not in running.err.read_text()
+        assert running.out.read_text() == ""
 
 
-async def test_missing_config_says_what_to_do(tmp_path: Path) -> None:
-    """Without a configuration file the command says so, names the file and the way out, and ends with 1."""
-    with command("serve", at=tmp_path, env={"PARLEY_CONFIG": "elsewhere.yaml"}) as running:
-        assert await running.ended() == 1
-    told = running.err.read_text()
-    assert "elsewhere.yaml" in told
-    assert "parley demo" in told
-    assert "Traceback" not in told
-
-
-@pytest.mark.parametrize("words", [("serve", "--config", "parley.yaml"), ("demo",)], ids=["serve", "demo"])
-async def test_open_proxy_is_not_exposed(tmp_path: Path, backstage: tuple[Simulator, str], words: list[str]) -> None:
+async def test_open_proxy_is_not_exposed(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
     """An open proxy for the whole network is refused, with what to do about it."""
     config_at(tmp_path, backstage)
-    with command(*words, "--host", "0.0.0.0", "--port", "0", at=tmp_path) as running:
-        assert await running.ended() == 1
-    told = running.err.read_text()
-    assert "add a key under `keys:` or listen on 127.0.0.1" in told
-    assert "Traceback" not in told
-    assert running.out.read_text() == ""
+    with both(tmp_path, "--host", "0.0.0.0", "--port", "0") as commands:
+        assert [await running.ended() for running in commands] == [1, 1]
+    for running in commands:
+        told = running.err.read_text()
+        assert "add a key under `keys:` or listen on 127.0.0.1" in told
+        assert "Traceback" not in told
+        assert running.out.read_text() == ""
 
 
-@pytest.mark.parametrize("words", [("serve", "--config", "parley.yaml"), ("demo",)], ids=["serve", "demo"])
-async def test_taken_port_is_told(tmp_path: Path, backstage: tuple[Simulator, str], words: list[str]) -> None:
+async def test_taken_port_is_told(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
     """A port that is in use ends the start with 1 and a message that names it, without a traceback."""
     config_at(tmp_path, backstage)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with command(*words, "--port", port, at=tmp_path) as running:
-            assert await running.ended() == 1
-    told = running.err.read_text()
-    assert f"127.0.0.1:{port}" in told
-    assert "in use" in told
-    assert "Traceback" not in told
-    assert "listening" not in running.out.read_text()
+        with both(tmp_path, "--port", port) as commands:
+            assert [await running.ended() for running in commands] == [1, 1]
+    for running in commands:
+        told = running.err.read_text()
+        assert f"127.0.0.1:{port}" in told
+        assert "in use" in told
+        assert "Traceback" not in told
+        assert running.out.read_text() == ""

@@ -1,4 +1,4 @@
-"""Clients that hang up over a real socket: what is stopped, what runs on unheard, and what is parked for their return."""
+"""Clients that hang up over a real socket: what is stopped, what runs on unheard, what is parked for later."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,19 +10,20 @@ import pytest
 from proxy.simulator import Simulator, Vendor
 from tests.conftest import Stage, stage
 from tests.end_to_end.callers import (
-    MODELS,
     Chat,
     async_plain,
     call,
     calling,
     heard_by,
     question,
+    request_bytes,
     soon,
     sync_client,
     sync_stream,
 )
 
 LINES = "one two three four five six seven eight nine ten"
+KINDS = [("newoaks", True), ("newoaks", False), ("quickchat", True), ("quickchat-legacy", False)]
 GRACE: dict[str, Any] = {"shutdown_grace": 0.2}
 
 
@@ -91,8 +92,7 @@ def body(model: str, *texts: str, stream: bool = True) -> dict[str, Any]:
 # --- linger: 0
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "stream"), KINDS)
 async def test_vendor_is_hung_up_on_before_the_first_token(strict: Stage, model: str, stream: bool) -> None:
     """Without linger, a client that leaves before the first token takes the vendor's call with it, within a second."""
     vendor = strict.simulator.vendors[model]
@@ -145,8 +145,7 @@ async def test_dropped_conversation_is_not_continued(strict: Stage) -> None:
 # --- a long linger
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "stream"), KINDS)
 async def test_unheard_reply_is_parked(patient: Stage, model: str, stream: bool) -> None:
     """A client that left early and comes back with the whole reply continues the conversation that ran on for it."""
     vendor = patient.simulator.vendors[model]
@@ -279,11 +278,11 @@ async def test_sync_sdk_closes_after_done_and_continues(strict: Stage) -> None:
 
 async def test_half_sent_request_harms_nobody(strict: Stage) -> None:
     """A client that leaves in the midst of its own request body reaches no vendor, and the proxy serves the next."""
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n"
+    half = request_bytes("/v1/chat/completions", b"{" + b" " * 999)[:-500]
     host, port = strict.url.removeprefix("http://").split(":")
     for _ in range(5):
         _, writer = await asyncio.open_connection(host, port)
-        writer.write(head + b'{"model": "newoaks", ')
+        writer.write(half)
         await writer.drain()
         writer.transport.abort()
     assert (await call(strict.url, body("newoaks", "Hello"))).status == 200
@@ -330,13 +329,17 @@ async def test_hundred_unheard_replies_are_parked(patient: Stage) -> None:
     vendor = patient.simulator.newoaks
     fault = vendor.fail("slow", times=100)
     requests = [body("newoaks", f"say {number} {LINES}") for number in range(100)]
+    left = asyncio.Event()
 
     async def visit(request: dict[str, Any]) -> None:
         async with calling(patient.url, request) as line:
-            await soon(lambda: asked(vendor) == 100, 10)
+            await left.wait()
             line.leave()
 
-    await asyncio.gather(*map(visit, requests))
+    visits = [asyncio.create_task(visit(request)) for request in requests]
+    await soon(lambda: asked(vendor) == 100, 10)
+    left.set()
+    await asyncio.gather(*visits)
     assert vendor.hung_up == 0
     fault.release()
     await asyncio.sleep(1)

@@ -48,6 +48,7 @@ def vendor(on_stage: Stage, model: str) -> Vendor:
 
 @pytest.fixture
 def chat(on_stage: Stage, model: str, person: str) -> Chat:
+    """A chat without the SDK, unless a test gives it one of its ways."""
     return Chat(on_stage.url, model, more={"user": person})
 
 
@@ -112,6 +113,7 @@ async def test_stream_helper_keeps_a_chat(on_stage: Stage, model: str, vendor: V
 
 async def test_edit_is_told_by_recap(vendor: Vendor, chat: Chat) -> None:
     """An edited turn goes to a new vendor conversation with what came before it, and the first branch lives on."""
+    chat.way = async_plain
     for text in TURNS:
         await chat.say(text)
     edited = chat.back_to(1)
@@ -494,7 +496,11 @@ async def test_renditions_of_a_reply_are_recognised(on_stage: Stage, person: str
 
 async def test_text_reaches_the_bot_unchanged(vendor: Vendor, chat: Chat) -> None:
     """What is sent to the vendor is the client's own text, white space, emoji and quotes included."""
-    texts = ['  "quoted" \\ and\ttabbed\n\n\nlines  ', "e\u0301 \U0001f469\u200d\U0001f4bb \u2028 \u00a0", "</b>&amp;<br>"]
+    texts = [
+        '  "quoted" \\ and\ttabbed\n\n\nlines  ',
+        "e\u0301 \U0001f469\u200d\U0001f4bb \u2028 \u00a0",
+        "</b>&amp;<br>",
+    ]
     for text in texts:
         await chat.say(text)
     assert heard_by(vendor) == [texts]
@@ -533,6 +539,7 @@ async def test_our_error_texts_are_no_replies(vendor: Vendor, chat: Chat) -> Non
     """An error text of ours that a chat UI has kept as a reply neither spoils the match nor is told to a bot."""
     await chat.say(TURNS[0])
     vendor.fail("limited")
+    chat.way = async_plain
     chat.messages.append({"role": "user", "content": TURNS[1]})
     with pytest.raises(Exception, match=r"\(parley: vendor_rate_limited\)") as fault:
         await chat.ask()

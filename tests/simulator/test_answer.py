@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxy.simulator.answer import Answer, Break, Wait, deliver, json, streamed
+from proxy.simulator.answer import Answer, Wait, deliver, json, streamed
 
 JSON_KIND = "application/json"
 
@@ -43,15 +43,15 @@ async def test_delivers_whole() -> None:
 def test_cuts() -> None:
     """Units go one to a write, or are cut and joined to a number of bytes."""
     units = [b"abc", b"d", b"ef"]
-    assert streamed(units, JSON_KIND).data == units
-    assert streamed(units, JSON_KIND, 1).data == [b"a", b"b", b"c", b"d", b"e", b"f"]
-    assert streamed(units, JSON_KIND, 4).data == [b"abcd", b"ef"]
+    assert streamed(units, JSON_KIND).steps == units
+    assert streamed(units, JSON_KIND, 1).steps == [b"a", b"b", b"c", b"d", b"e", b"f"]
+    assert streamed(units, JSON_KIND, 4).steps == [b"abcd", b"ef"]
 
 
 async def test_breaks_off() -> None:
-    """A break leaves the body without its end."""
+    """A broken answer leaves the body without its end."""
     line = Line()
-    assert await deliver(Answer([b"a", Break(), b"b"]), 0, line.receive, line.send)
+    assert await deliver(Answer([b"a"], broken=True), 0, line.receive, line.send)
     assert line.body == [b"a"]
     assert line.sent[-1]["more_body"]
 

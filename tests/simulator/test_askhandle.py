@@ -1,6 +1,5 @@
 """AskHandle: tokens, rooms, messages, answers that come later, and what is refused."""
 
-import asyncio
 from typing import Any
 
 import httpx2
@@ -62,15 +61,6 @@ async def test_answers_later(client: httpx2.AsyncClient, simulator: Simulator) -
     assert simulator.askhandle.violations == []
 
 
-async def test_answers_after_seconds(client: httpx2.AsyncClient, simulator: Simulator) -> None:
-    """The answer may come after so many seconds."""
-    simulator.askhandle.answer_seconds = 0.05
-    message = (await write(client, "say Hi there")).json()
-    await asyncio.sleep(0.06)
-    reply = await client.get(f"{MESSAGES}{message['uuid']}/", headers=HEADER)
-    assert (message["support_answer"], reply.json()["support_answer"]) == ("", "Hi there")
-
-
 @pytest.mark.parametrize("fault", ["terminated", "hand-off", "null"])
 async def test_never_answers(client: httpx2.AsyncClient, simulator: Simulator, fault: str) -> None:
     """A terminated or handed-over room takes messages in and answers none, a null is one message's affair."""
@@ -97,7 +87,6 @@ async def test_bot_off(client: httpx2.AsyncClient) -> None:
         ({"room": {}}, "room"),
         ({"body": ""}, "body"),
         ({"nickname": None}, "nickname"),
-        ({"email": "nobody"}, "email"),
         ({"user": "x"}, "user"),
     ],
 )
@@ -115,16 +104,6 @@ async def test_credential(client: httpx2.AsyncClient, simulator: Simulator, head
     reply = await client.post(ROOMS, headers=headers)
     assert (reply.status_code, list(reply.json())) == (401, ["detail"])
     assert len(simulator.askhandle.violations) == 1
-
-
-async def test_revoked(client: httpx2.AsyncClient, simulator: Simulator) -> None:
-    """A revoked token is refused without being a violation, a new one can be had."""
-    simulator.askhandle.revoke()
-    assert (await client.post(ROOMS, headers=HEADER)).status_code == 401
-    assert simulator.askhandle.violations == []
-    login = await client.post(LOGIN, json={"username": USERNAME, "password": PASSWORD})
-    headers = {"Authorization": f"Token {login.json()['token']}"}
-    assert (await client.post(ROOMS, headers=headers)).status_code == 201
 
 
 @pytest.mark.parametrize(("mode", "shape"), [(400, "room"), (404, "detail")])
@@ -145,10 +124,9 @@ async def test_unknown_message(client: httpx2.AsyncClient) -> None:
 
 @pytest.mark.parametrize("path", [ROOMS, MESSAGES])
 async def test_needs_the_slash(client: httpx2.AsyncClient, simulator: Simulator, path: str) -> None:
-    """Without its slash a path only redirects (inferred), which is a violation."""
+    """Without its slash a path is none (inferred), which is a violation."""
     reply = await client.post(path.rstrip("/"), json={}, headers=HEADER)
-    assert reply.status_code == 301
-    assert httpx2.URL(reply.headers["location"]).path == path
+    assert reply.status_code == 404
     assert len(simulator.askhandle.violations) == 1
 
 

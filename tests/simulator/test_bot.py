@@ -98,11 +98,3 @@ def test_pieces() -> None:
     assert pieces("\nHello! How can I assist you?") == sample
     for text in (" a  b\r\n\n\tc ", "漢字 🙂 é", "x" * 250_000, ""):
         assert "".join(pieces(text)) == text
-
-
-def test_forgets_the_oldest() -> None:
-    """A conversation is bounded."""
-    conversation = Conversation("c")
-    for number in range(2005):
-        conversation.add("user", str(number))
-    assert [len(conversation.entries), conversation.entries[0].text] == [2000, "5"]

@@ -82,7 +82,7 @@ async def test_current_refuses(
         ({"scenario_id": "another"}, 401, "Unauthorized"),
         ({"text": ""}, 400, "text"),
         ({"conv_id": "abcd1234"}, 400, "conv_id abcd1234 does not exist"),
-        ({"message_context": "x" * 1001}, 400, "The limit of message_context is 1000"),
+        ({"message_context": "x" * 1001}, 400, "message_context must be at most 1000"),
         ({"stream": True}, 400, "stream"),
     ],
 )

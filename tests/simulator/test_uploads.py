@@ -30,7 +30,7 @@ async def test_carries_a_file(client: httpx2.AsyncClient, simulator: Simulator) 
     store = await upload(client, "x.png", b"picture")
     assert store == 34317
     assert (await ask(client, "", chatAskType="Image", fileIds=[store])).json()["Success"]
-    assert simulator.newoaks.uploads.files[store].size == 7
+    assert simulator.newoaks.uploads.files[store].content == b"picture"
     assert simulator.newoaks.violations == []
 
 

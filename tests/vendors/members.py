@@ -17,7 +17,7 @@ from proxy.simulator.bot import Conversation
 from proxy.vendors import load
 from proxy.vendors.base import HttpBot
 
-PROMPTLY = 2.0  # seconds: ample on a busy machine; whatever must not happen in that time would last for ever
+PROMPTLY = 3.0  # seconds: ample on a busy machine; whatever must not happen in that time would last for ever
 SIMULATED = Simulator().vendors
 
 
@@ -63,8 +63,6 @@ class Member:
 
 NEWOAKS = Member("newoaks", ("secret_key", "chatbot_id"), opens=("open",))
 NEWOAKS_STREAMED = replace(NEWOAKS, stream=True, piecewise=True)
-QUICKCHAT = Member("quickchat", ("token", "scenario_id"))
-QUICKCHAT_LEGACY = Member("quickchat-legacy", ("api_key", "scenario_id"), context="message_context")
 ASKHANDLE = Member(
     "askhandle", ("token",), options={"poll_interval": 0.005}, opens=("open",), hasty={"poll_interval": 60}
 )
@@ -82,10 +80,8 @@ MEMBERS: Mapping[str, Member] = {
     "newoaks-lines-cut": replace(NEWOAKS_STREAMED, modes={"cuts": 7}, twin=True),
     "newoaks-sse": replace(NEWOAKS_STREAMED, modes={"framing": "sse"}, twin=True),
     "newoaks-sse-cut": replace(NEWOAKS_STREAMED, modes={"framing": "sse", "cuts": 5}, twin=True),
-    "quickchat": QUICKCHAT,
-    "quickchat-streamed": replace(QUICKCHAT, stream=True, twin=True),
-    "quickchat-legacy": QUICKCHAT_LEGACY,
-    "quickchat-legacy-streamed": replace(QUICKCHAT_LEGACY, stream=True, twin=True),
+    "quickchat": Member("quickchat", ("token", "scenario_id")),
+    "quickchat-legacy": Member("quickchat-legacy", ("api_key", "scenario_id"), stream=True, context="message_context"),
     "askhandle": ASKHANDLE,
     "askhandle-login": replace(
         ASKHANDLE,
@@ -174,8 +170,8 @@ class Scene:
         return [entry.text for conversation in self.conversations for entry in conversation.heard]
 
     def count(self, operation: str) -> int:
-        """How often the vendor was called for this."""
-        return sum(call.operation == operation for call in list(self.vendor.calls))
+        """How many calls for this the vendor has read and is answering, or has answered."""
+        return sum(call.operation == operation and call.status > 0 for call in list(self.vendor.calls))
 
     def secrets(self) -> list[str]:
         """What no error and no repr may show: what is configured, and what could be fetched with it."""
