@@ -32,11 +32,15 @@ class ProxyError(Exception):
     code = "internal_error"
     delivered = False
 
-    def __init__(self, message: str, *, code: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, delivered: bool | None = None, code: str = "", retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or type(self).code
         self.retry_after = retry_after
+        if delivered is not None:
+            self.delivered = delivered
 
 
 class InvalidRequest(ProxyError):
@@ -92,13 +96,6 @@ class VendorError(ProxyError):
 
     code = "vendor_failed"
     delivered = True
-
-    def __init__(
-        self, message: str, *, delivered: bool | None = None, code: str = "", retry_after: float | None = None
-    ) -> None:
-        super().__init__(message, code=code, retry_after=retry_after)
-        if delivered is not None:
-            self.delivered = delivered
 
 
 class VendorUnavailable(VendorError):

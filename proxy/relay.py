@@ -82,10 +82,14 @@ class Relay:
         self.draining = True
         running = [reply.ended for reply in self._running]
         if running:
-            _, late = await asyncio.wait(running, timeout=grace)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.wait(running, timeout=grace)
+            self.stop()
+            await asyncio.wait(running)
+
+    def stop(self) -> None:
+        """Hang up on every vendor that is still speaking; their conversations are lost."""
+        for reply in self._running:
+            reply.stop()
 
     def _conversation(self, model: Model, ask: Ask, chat: Chat, turn: Turn) -> Conversation:
         partition = Partition(

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
+from proxy.errors import ShuttingDown
 from proxy.messages import Delta, Finish, TurnRecord
 
 Said = Delta | Finish
@@ -78,12 +79,8 @@ class Reply:
 
     def _since(self, heard: int) -> Sequence[Said]:
         if heard == len(self._said) and self._over:
-            raise self._fault or StoppedReply
+            raise self._fault or ShuttingDown("The reply was stopped: this proxy is shutting down", delivered=True)
         return self._said[heard:]
-
-
-class StoppedReply(Exception):
-    """The reply was stopped before its end and there is nothing more to hear."""
 
 
 class Listener:

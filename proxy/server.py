@@ -26,23 +26,24 @@ class Server(uvicorn.Server):
         self._relay = app.state.relay
         self._grace = grace
         self._announce = announce
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop taking requests at once; a second Ctrl-C does not wait."""
         self._relay.draining = True
-        if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
+        if self.should_exit and sig == signal.SIGINT and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._relay.stop)
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:
         """Start serving, and say so."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._announce()
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Wait for the running replies, then close."""
-        if not self.force_exit:
-            await self._relay.drain(self._grace)
+        await self._relay.drain(self._grace)
         await super().shutdown(sockets)
 
 
@@ -67,10 +68,13 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 picks a free one. An address that cannot be had is the user's to change."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as fault:
-        reason = (fault.strerror or str(fault)).partition(" (")[0]
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as fault:
+        reason = (getattr(fault, "strerror", "") or str(fault)).partition(" (")[0]
         raise AddressTaken(f"cannot listen on {host}:{port} ({reason}): try another --port") from None
+    # Inherited by what is accepted. Event loops see to it only for sockets that were made with the protocol's number.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def address(listener: socket.socket) -> str:

@@ -69,7 +69,7 @@ def make(root: Path) -> None:
 
 
 def test_it_is_linted() -> None:
-    """hadolint finds nothing to say about the Containerfile."""
+    """A linter of container files has nothing to say about ours."""
     linter = Path(sys.executable).with_name("hadolint")
 
     assert subprocess.run([linter, ROOT / "Containerfile"], capture_output=True, text=True, check=False).stdout == ""

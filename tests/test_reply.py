@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from proxy.errors import VendorFailed
+from proxy.errors import ShuttingDown, VendorFailed
 from proxy.messages import Delta, Finish, TurnRecord
-from proxy.reply import ListenerLeft, Reply, Said, StoppedReply
+from proxy.reply import ListenerLeft, Reply, Said
 
 
 class Script:
@@ -106,7 +106,7 @@ async def test_an_unheard_reply_is_stopped_after_lingering() -> None:
     assert script.closed
     with reply.listen() as late:
         assert await late.hear() == [A]
-        with pytest.raises(StoppedReply):
+        with pytest.raises(ShuttingDown):
             await late.hear()
 
 

@@ -77,7 +77,8 @@ def envelope(fault: ProxyError) -> bytes:
 
 def headers(fault: ProxyError) -> list[tuple[bytes, bytes]]:
     """The headers an error is answered with, its body's apart."""
-    lines = [(b"x-should-retry", b"true" if row(fault).retry else b"false")]
+    retry = row(fault).retry and not fault.delivered
+    lines = [(b"x-should-retry", b"true" if retry else b"false")]
     if fault.retry_after is not None:
         lines.append((b"retry-after", b"%d" % max(0, ceil(fault.retry_after))))
     elif row(fault).status == 429:

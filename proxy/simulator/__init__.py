@@ -6,7 +6,7 @@
 One attribute per vendor, each under its own prefix (`base_url = http://HOST:PORT/PREFIX`):
 
     attribute         prefix             credentials                       operations
-    newoaks           /newoaks           secret_key chatbot_id             open ask upload put (confirm)
+    newoaks           /newoaks           secret_key chatbot_id             open ask
     quickchat         /quickchat         token scenario_id                 ask
     quickchat_legacy  /quickchat-legacy  api_key scenario_id               ask
     askhandle         /askhandle/api/v1  token, or username password       token open ask poll

@@ -14,7 +14,6 @@ from proxy.simulator import faults
 from proxy.simulator.answer import Answer, Refusal, json, streamed
 from proxy.simulator.bot import Conversation, pieces
 from proxy.simulator.call import Call, Field, Route
-from proxy.simulator.uploads import Uploads
 from proxy.simulator.vendor import Vendor
 
 SECRET_KEY = "demo-secret-key"
@@ -29,7 +28,6 @@ CLIENT_ASK = {
     "chatAskType": Field(str, null=True),
     "fileIds": Field(list, null=True, of=int),
 }
-PRE_UPLOAD = {"fileName": Field(str, required=True, blank=False)}
 
 
 def envelope(data: Any, code: int = 200, message: str = "") -> dict[str, Any]:
@@ -51,19 +49,11 @@ class NewOaks(Vendor):
         self.secret_key, self.chatbot_id = SECRET_KEY, CHATBOT_ID
         self.framing: Literal["lines", "sse"] = "lines"
         self.cuts: int | None = None
-        self.uploads = Uploads()
         self._sessions, self._messages = count(123456), count(375561)
         self.routes = (
             Route("POST", "/chat/Chatbot/GetSession", "open", self._open, GET_SESSION),
             Route("POST", "/chat/Chat/ClientAsk", "ask", self._ask, CLIENT_ASK),
-            Route("POST", "/chat/User/GetPreUploadUrl", "upload", self._upload, PRE_UPLOAD),
-            Route("PUT", "/upload/([0-9]+)", "put", self.uploads.put, keyed=False),
         )
-
-    def confirm_at(self, path: str) -> None:
-        """From now on an upload counts only after a POST to `path` that names its id."""
-        self.uploads.confirming = True
-        self.routes += (Route("POST", path, "confirm", self._confirm),)
 
     def no(self, refusal: Refusal) -> Answer:
         return json(envelope(None, refusal.status, refusal.message), 200 if refusal.business else refusal.status)
@@ -75,9 +65,9 @@ class NewOaks(Vendor):
 
     def _ask(self, call: Call) -> Answer:
         session, content = call.fields["sessionID"], call.fields["content"]
-        kind = call.fields.get("chatAskType") or "Text"
-        self.uploads.check(kind, call.fields.get("fileIds") or [])
-        if kind == "Text" and not content:
+        if call.fields.get("chatAskType") not in (None, "Text") or call.fields.get("fileIds"):
+            raise Refusal(400, "chatAskType and fileIds name no uploaded file.", business=True)
+        if not content:
             raise Refusal(400, "The content may not be empty.", business=True)
         lost = Refusal(404, f"The session {session} does not exist.", business=True)
         conversation = self.find(session, call, lost)
@@ -103,14 +93,6 @@ class NewOaks(Vendor):
             told.append({**numbers, "Answer": answer, "TotalToken": tokens(conversation)})
         frame = b"data: %b\n\n" if self.framing == "sse" else b"%b\n"
         return streamed([frame % orjson.dumps(value) for value in told], "text/event-stream", self.cuts)
-
-    def _upload(self, call: Call) -> Answer:
-        store, address = self.uploads.expect(call)
-        return json(envelope({"FileStoreId": store, "PreUploadUrl": address}))
-
-    def _confirm(self, call: Call) -> Answer:
-        self.uploads.confirm(call)
-        return json(envelope(None))
 
 
 def tokens(conversation: Conversation) -> int:

@@ -14,6 +14,7 @@ from proxy.simulator.bot import Conversation
 from proxy.simulator.call import Call, Route, read
 from proxy.simulator.faults import Fault
 
+ASKED_FAULT = re.compile(r"(?:\A|\n)fault ([a-z-]+)\s*\Z")
 KEPT = 10_000
 """Calls, violations, conversations and the like remembered, each."""
 
@@ -122,7 +123,7 @@ class Vendor:
             call.data = await request.body()
             if route.form is not None:
                 call.fields = read(call.data, call.headers.get("content-type", ""), route.form)
-            call.fault = self._fault(route.operation)
+            call.fault = self._asked_for(call) or self._fault(route.operation)
             told = call.fault.refusal()
             # A failure comes after the bot has taken the message in, all other refusals before.
             if told is None or told.status == 500:
@@ -144,6 +145,12 @@ class Vendor:
                 call.operation, call.tail = route.operation, "".join(match.groups())
                 return route
         raise Refusal(404, "The documents know no such call.")
+
+    def _asked_for(self, call: Call) -> Fault | None:
+        """The fault that a message asks for by its last line, `fault NAME`; the slow ones take a few seconds."""
+        said = [value for value in call.fields.values() if isinstance(value, str) and call.operation == "ask"]
+        named = [match[1] for text in said if (match := ASKED_FAULT.search(text)) and match[1] in self.kinds]
+        return Fault(5.0, named[0], "ask", 0, 8) if named else None
 
     def _fault(self, operation: str) -> Fault:
         for fault in self._faults:

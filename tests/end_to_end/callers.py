@@ -185,8 +185,8 @@ class Answer:
 
     status: int
     lines: list[tuple[str, str]]
-    pieces: list[bytes] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list, repr=False)
+    times: list[float] = field(default_factory=list, repr=False)
     whole: bool = True  # False: the body broke off
 
     @property

@@ -375,3 +375,14 @@ async def test_taken_port_is_told(tmp_path: Path, backstage: tuple[Simulator, st
         assert "in use" in told
         assert "Traceback" not in told
         assert running.out.read_text() == ""
+
+
+async def test_impossible_port_is_told(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
+    """A port that no machine has ends the start with a message, without a traceback."""
+    config_at(tmp_path, backstage)
+    with both(tmp_path, "--port", "99999") as commands:
+        assert {await running.ended() for running in commands} <= {1, 2}
+    for running in commands:
+        told = running.err.read_text()
+        assert "99999" in told
+        assert "Traceback" not in told

@@ -558,6 +558,11 @@ REQUESTS: dict[str, tuple[Any, str | None, str | None]] = {
     },
     "a named tool": (body_with(tool_choice=NAMED_TOOL), "tool_choice", "unsupported_parameter"),
     "more than one choice": (body_with(n=2), "n", None),
+    "usage that is a word": (
+        body_with(stream=True, stream_options={"include_usage": "no"}),
+        "stream_options.include_usage",
+        "invalid_type",
+    ),
     "no model": (body_with(model="absent"), "model", "missing_required_parameter"),
     "null model": (body_with(model=None), "model", "missing_required_parameter"),
     "empty model": (body_with(model=""), "model", "missing_required_parameter"),
@@ -620,7 +625,7 @@ REQUESTS: dict[str, tuple[Any, str | None, str | None]] = {
 
 def is_refusal(answer: Answer, param: str | None, code: str | None) -> bool:
     """Whether a raw answer is a 400 with its envelope."""
-    assert answer.status == 400, answer.body
+    assert answer.status == 400, answer.body[:300]
     error = answer.json["error"]
     assert list(answer.json) == ["error"]
     assert list(error) == ["message", "type", "param", "code"]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -326,6 +327,19 @@ async def test_body_may_come_in_pieces(on_stage: Stage) -> None:
         line.writer.write(b"0\r\n\r\n")
         answer = await line.answer()
     assert answer.json["choices"][0]["message"]["content"] == "it came through"
+
+
+async def test_many_messages_cost_no_more_than_their_number(hearty: Stage) -> None:
+    """Six times the messages, all of one role, take about six times the work: nobody can stop the proxy by them."""
+    spent = []
+    for count in (15_000, 90_000):
+        messages = [{"role": "user", "content": "some words"}] * count
+        messages += [{"role": "assistant", "content": "a"}, {"role": "user", "content": "Well?"}]
+        body = json.dumps({"model": "newoaks", "messages": messages}).encode()
+        began = time.process_time()
+        assert (await call(hearty.url, body)).status == 200
+        spent.append(time.process_time() - began)
+    assert spent[1] < 10 * spent[0]
 
 
 async def test_slow_reader_gets_everything(slowly: Stage) -> None:

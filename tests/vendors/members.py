@@ -29,10 +29,11 @@ class Member:
     `options` are others. `modes` are set at the simulated vendor.
 
     `opens`: the operations that come before the first message. `context`: the field that takes the system prompt; ""
-    if that stands in the message. `piecewise`: text comes out before the vendor has ended. `polls`: what
-    fetches a late answer. `renews`: a refused credential is fetched anew, once. `hasty`: options of a bot that does not
-    wait for an answer that will not come. `twin`: differs from another row only in how a good answer comes. `never`:
-    which faults ("fault", or "operation-fault") and texts it cannot meet, and why.
+    if that stands in the message. `piecewise`: text comes out before the vendor has ended. `polls`: the operation that
+    fetches a late answer. `renews`: a refused credential is fetched anew, once. `hasty`: options of a bot that does
+    not wait for an answer that will not come. `twin`: differs from another row only in how a good answer comes, so
+    that what does not depend on this is not tried again. `never`: which faults ("fault", or "operation-fault") and
+    texts it cannot meet, and why.
     """
 
     model: str
