@@ -6,7 +6,7 @@ It must not know the vendors: whoever loads a file hands in the classes of their
 import hashlib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -239,19 +239,6 @@ class Config(Section):
     responses: Responses = Responses()
     models: dict[Name, Annotated[ModelOptions, BeforeValidator(_of_its_vendor)]] = Field(default={}, min_length=1)
 
-    @model_validator(mode="after")
-    def _no_twins(self) -> Self:
-        """Names of keys may be shared, secrets may not: the name decides whose conversations a caller gets."""
-        marks: dict[Place, str | bytes] = {("models", name): name for name in self.models}
-        for name, bot in self.models.items():
-            marks |= {("models", name, "aliases", index): alias for index, alias in enumerate(bot.aliases)}
-        marks |= {("keys", index): key.digest for index, key in enumerate(self.keys)}
-        first: dict[str | bytes, Place] = {}
-        if twins := [(at, first[mark]) for at, mark in marks.items() if first.setdefault(mark, at) != at]:
-            problems = {"models": "is the same name as", "keys": "has the same secret as"}
-            raise _refusal((at, f"{problems[str(at[0])]} {_shown(twin)}") for at, twin in twins)
-        return self
-
     @property
     def store_shown(self) -> str:
         """The store's URL, fit to be seen: without user, password and options."""
@@ -285,11 +272,37 @@ def load(
         config = Config.model_validate(filled, context=vendors)
     except ValidationError as error:
         faults = [(fault["loc"], fault["msg"]) for fault in error.errors()]
+    faults += _twins(filled)
     # A value that could not be filled in is not judged as well.
     faults = unset + [fault for fault in faults if not any(fault[0][: len(at)] == at for at, _ in unset)]
     if faults:
         raise ConfigError(path, [f"{_shown(at)}: {message}" for at, message in faults])
     return config
+
+
+def _twins(data: Mapping[Any, Any]) -> Iterator[Fault]:
+    """Names of keys may be shared, secrets may not: the name decides whose conversations a caller gets.
+
+    Looked for in the values as they came, so that it is told beside all other faults.
+    """
+    models = _items(data.get("models"))
+    marks: dict[Place, str] = {("models", name): str(name) for name, _ in models}
+    for name, bot in models:
+        marks |= {("models", name, "aliases", i): str(alias) for i, alias in _items(dict(_items(bot)).get("aliases"))}
+    for index, key in _items(data.get("keys")):
+        secret = dict(_items(key))
+        hashed = (
+            hashlib.sha256(str(secret["key"]).encode()).hexdigest() if "key" in secret else secret.get("key_sha256")
+        )
+        marks["keys", index] = f"{hashed or index}".lower()
+    first: dict[str, Place] = {}
+    for at, mark in marks.items():
+        if (twin := first.setdefault(f"{at[0]} {mark}", at)) != at:
+            yield at, f"{'is the same name as' if at[0] == 'models' else 'has the same secret as'} {_shown(twin)}"
+
+
+def _items(part: object) -> list[tuple[Any, Any]]:
+    return list(part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ())
 
 
 def _shown(place: Place) -> str:

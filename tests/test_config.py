@@ -438,6 +438,16 @@ def test_aliases_do_not_collide() -> None:
     )
 
 
+def test_collisions_are_told_beside_other_faults() -> None:
+    """A collision of names or secrets is told in the same message as whatever else is wrong."""
+    text = f"server: {{port: 99999}}\nkeys: [{{name: a, key: {SECRET}}}, {{name: '', key: {SECRET}}}]\n"
+
+    told = faults(text + SHOP.replace("vendor: newoaks", "vendor: newoaks, aliases: [shop], x: 1"))
+
+    assert len(told) == 5
+    assert "keys[1]: has the same secret as keys[0]" in told
+
+
 def test_two_keys_never_share_a_secret() -> None:
     """Two keys with one secret are a fault, also where one is given by its digest."""
     digest = sha256(SECRET.encode()).hexdigest().upper()

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from proxy.config import HeaderSecret
 from proxy.errors import (
     NoAnswer,
     ProxyError,
@@ -24,7 +25,7 @@ from proxy.errors import (
 )
 from proxy.messages import Delta, Event, Finish, Handle, Turn
 from proxy.transcript import compose
-from proxy.vendors.base import Answer, HeaderSecret, HttpBot, Transport, VendorOptions
+from proxy.vendors.base import Answer, HttpBot, Transport, VendorOptions
 
 CONTACT = ("email", "phone_number")
 LONGEST_POLL = 10.0  # seconds; a poll that hangs is made again

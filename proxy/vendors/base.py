@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 import orjson
-from pydantic import AfterValidator, SecretStr, field_validator, model_validator
+from pydantic import SecretStr, field_validator, model_validator
 
 from proxy import __version__
 from proxy.config import ModelOptions
@@ -46,15 +46,6 @@ _LOST_WHAT = re.compile(r"(?<![a-z])(session|conversation|conv_?id|(chat)?room)"
 _LOST_HOW = re.compile(r"not[\s_]found|(not|n.t|longer)\s+exists?|(in|not a )valid|expired|unknown", re.IGNORECASE)
 _TELLING = ("errors", "detail", "error", "message")
 _ERROR_CODE = re.compile(r"[A-Z_]{1,40}")
-
-
-def _visible(secret: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
-        raise ValueError("must be visible ASCII characters without blanks, and not empty")
-    return secret
-
-
-HeaderSecret = Annotated[SecretStr, AfterValidator(_visible)]  # a credential that travels in a header
 
 
 class VendorOptions(ModelOptions):

@@ -11,11 +11,12 @@ from typing import Literal, Protocol
 
 from pydantic import SecretStr, field_validator
 
+from proxy.config import HeaderSecret
 from proxy.errors import NoAnswer, VendorRefused
 from proxy.framing import EventStream, RawText
 from proxy.messages import Delta, Event, Finish, Handle, Turn
 from proxy.transcript import compose
-from proxy.vendors.base import Answer, HeaderSecret, HttpBot, VendorOptions, Words
+from proxy.vendors.base import Answer, HttpBot, VendorOptions, Words
 
 ID_NAMES = ("conversation_id", "external_id", "id", "uuid")  # the documents name none
 ID_PLACES = ("data", "conversation", "result")

@@ -10,11 +10,12 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import SecretStr
 
+from proxy.config import HeaderSecret
 from proxy.errors import NoAnswer, VendorFailed
 from proxy.framing import JsonObjects, Pairs
 from proxy.messages import Delta, Event, Finish, Handle, Turn, Usage
 from proxy.transcript import compose
-from proxy.vendors.base import HeaderSecret, HttpBot, VendorOptions, Words, names_lost, told
+from proxy.vendors.base import HttpBot, VendorOptions, Words, names_lost, told
 
 Object = Mapping[str, Any]
 

@@ -10,10 +10,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from proxy.config import HeaderSecret
 from proxy.errors import NoAnswer
 from proxy.messages import Delta, Event, Finish, Handle, Turn
 from proxy.transcript import compose
-from proxy.vendors.base import HeaderSecret, HttpBot, VendorOptions
+from proxy.vendors.base import HttpBot, VendorOptions
 
 LEGACY = "https://chat.quickchat.ai"
 CURRENT = "https://app.quickchat.ai"
