@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from proxy import __version__
+from proxy.config import HeaderSecret
 from proxy.errors import (
     ConversationExpired,
     InvalidRequest,
@@ -28,7 +29,7 @@ from proxy.errors import (
 from proxy.framing import RawText
 from proxy.messages import Delta, Event, Finish, Handle, Message, Turn
 from proxy.vendors import UnknownVendor, load, names
-from proxy.vendors.base import Answer, HeaderSecret, HttpBot, VendorOptions, names_lost
+from proxy.vendors.base import Answer, HttpBot, VendorOptions, names_lost
 
 
 class PlainOptions(VendorOptions):
