@@ -34,6 +34,7 @@ class Reply:
         self._listeners: set[Listener] = set()
         self._deadline: asyncio.TimerHandle | None = None
         self.ended = asyncio.create_task(self._speak(events))
+        self.ended.add_done_callback(self._end)
 
     def listen(self) -> "Listener":
         """A new listener, to be used as a context; hears the reply from its beginning."""
@@ -56,12 +57,12 @@ class Reply:
                     self._ring()
         except Exception as fault:  # noqa: BLE001 - it is raised again in front of every listener
             self._fault = fault
-        finally:
-            self._over = True
-            self.record.heard = bool(self._listeners)
-            self._ring()
-            if self._deadline is not None:
-                self._deadline.cancel()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._over = True
+        self._ring()
+        if self._deadline is not None:
+            self._deadline.cancel()
 
     def _ring(self) -> None:
         for listener in self._listeners:
@@ -69,12 +70,14 @@ class Reply:
 
     def _join(self, listener: "Listener") -> None:
         self._listeners.add(listener)
+        self.record.heard = True
         if self._deadline is not None:
             self._deadline.cancel()
 
     def _leave(self, listener: "Listener") -> None:
         self._listeners.discard(listener)
         if not self._listeners and not self._over:
+            self.record.heard = False
             self._deadline = asyncio.get_running_loop().call_later(self._linger, self.stop)
 
     def _since(self, heard: int) -> Sequence[Said]:

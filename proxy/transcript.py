@@ -5,8 +5,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import takewhile
+from itertools import groupby, takewhile
 from json import dumps, loads
+from operator import attrgetter
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -54,22 +55,14 @@ def cut(messages: Sequence[Message]) -> Chat:
 
 def canonical(messages: Iterable[Message]) -> Iterator[Canonical]:
     """The canonical form of messages, neighbours of one role merged. All counting of messages is done on this."""
-    pending: Canonical | None = None
-    for message in messages:
-        entry = Canonical(
-            message.role,
-            canonical_text(message),
-            tuple(map(_canonical_call, message.tool_calls)) if message.tool_calls else (),
-            tuple(map(_canonical_attachment, message.attachments)) if message.attachments else (),
+    for role, neighbours in groupby(messages, key=attrgetter("role")):
+        same = list(neighbours)
+        yield Canonical(
+            role,
+            " ".join(filter(None, map(canonical_text, same))),
+            tuple(_canonical_call(call) for message in same for call in message.tool_calls),
+            tuple(_canonical_attachment(attachment) for message in same for attachment in message.attachments),
         )
-        if pending is not None and pending.role == entry.role:
-            pending = _merged(pending, entry)
-        else:
-            if pending is not None:
-                yield pending
-            pending = entry
-    if pending is not None:
-        yield pending
 
 
 def canonical_text(message: Message) -> str:
@@ -158,11 +151,6 @@ def _says_nothing(message: Message) -> bool:
     if message.role == "assistant" and _OUR_ERROR.search(message.text):
         return True
     return not canonical_text(message)
-
-
-def _merged(one: Canonical, other: Canonical) -> Canonical:
-    text = f"{one.text} {other.text}".strip()
-    return Canonical(one.role, text, one.calls + other.calls, one.attachments + other.attachments)
 
 
 def _encoded(entry: Canonical) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -11,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import uvicorn
 
 from proxy.app import create_app
 from proxy.cli import Vendors
 from proxy.config import Config, load
+from proxy.server import Backstage, address, listen
 from proxy.simulator import Simulator
 from tests.doors import Doors, open_doors
 
@@ -23,17 +22,16 @@ from tests.doors import Doors, open_doors
 @contextmanager
 def served(app: Any) -> Iterator[str]:
     """An ASGI application on a free loopback port, in a thread of its own; yields its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1)
-    )
+    listener = listen("127.0.0.1", 0)
+    url = address(listener)
+    server = Backstage(app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.005)
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield url
     finally:
         server.should_exit = True
         thread.join(10)

@@ -18,6 +18,8 @@ from proxy.openai.delivery import estimated_tokens
 
 Check = Callable[[Any], str]  # what is wrong with a value, "" if nothing
 
+MOST_MESSAGES = 20_000  # each costs this process a little time, in which it does nothing else
+
 ROLES: Mapping[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -55,12 +57,15 @@ def parse(body: bytes) -> ChatRequest:
         if value is not None and (wrong := check(value)):
             raise InvalidRequest(f"`{name}` {wrong}", param=name, code=_code(wrong))
     _refuse(fields)
-    options = fields.get("stream_options") or {}
+    usage = (fields.get("stream_options") or {}).get("include_usage")
+    if usage is not None and not isinstance(usage, bool):
+        at = "stream_options.include_usage"
+        raise InvalidRequest(f"`{at}` must be a boolean", param=at, code="invalid_type")
     return ChatRequest(
         model=_required(fields, "model", ""),
         messages=_messages(_required(fields, "messages", [])),
         stream=bool(fields.get("stream")),
-        include_usage=bool(options.get("include_usage")),
+        include_usage=bool(usage),
         end_user=fields.get("safety_identifier") or fields.get("user") or "",
         user=fields.get("user") or "",
         metadata=fields.get("metadata") or {},
@@ -135,6 +140,15 @@ def _stop(value: Any) -> str:
     return "" if len(value) <= 4 else "holds more than 4 sequences"
 
 
+def _up_to(most: int) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, list):
+            return "must be an array"
+        return "" if len(value) <= most else f"holds more than {most} messages"
+
+    return check
+
+
 _STRING, _BOOLEAN = _of(str, "a string"), _of(bool, "a boolean")
 _OBJECT, _ARRAY = _of(dict, "an object"), _of(list, "an array")
 _WORD_OR_OBJECT = _of((str, dict), "a string or an object")
@@ -142,13 +156,13 @@ _MOST = 2**53
 
 _CHECKS: Mapping[str, Check] = {
     "model": _STRING,
-    "messages": _ARRAY,
+    "messages": _up_to(MOST_MESSAGES),
     "stream": _BOOLEAN,
     "stream_options": _OBJECT,
     "user": _STRING,
     "safety_identifier": _STRING,
     "metadata": _strings,
-    "n": _integer(1, 1, "greater than 1 is not supported: a bot gives one answer"),
+    "n": _integer(1, 1, "must be 1: a bot gives one answer"),
     "stop": _stop,
     "max_tokens": _integer(1, _MOST),
     "max_completion_tokens": _integer(1, _MOST),

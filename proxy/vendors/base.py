@@ -12,8 +12,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import cache
+from functools import cache
 from hashlib import sha256
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from ssl import SSLContext
 from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,7 +41,7 @@ from proxy.errors import (
 from proxy.framing import EventStream, FramingError
 from proxy.messages import Event, Handle, Turn
 
-KEEPALIVE = 15  # seconds an unused connection is kept: long enough for a busy bot, short enough not to find it closed
+KEEPALIVE = 4  # seconds an unused connection is kept: less than the 5 after which common servers close it
 LONGEST_RETRY_AFTER = 86400.0
 ERROR_BYTES = 16384  # as much of an error's body is read as it takes to find its message
 
@@ -98,6 +101,18 @@ class Answer:
             return None
 
 
+@cache
+def _tls() -> SSLContext:
+    """Who is trusted: read once and not by every bot, since that takes long."""
+    return httpx2.create_ssl_context()
+
+
+@cache
+def _certificates() -> SSLContext:
+    """One for all bots: they are slow to load."""
+    return httpx2.create_ssl_context()
+
+
 class HttpBot(ABC, Generic[OptionsT]):
     """One bot behind one HTTP API. `title` is what errors call the vendor, `Options` its part of the configuration."""
 
@@ -117,6 +132,7 @@ class HttpBot(ABC, Generic[OptionsT]):
             limits=httpx2.Limits(max_connections=options.max_connections, keepalive_expiry=KEEPALIVE),
             timeout=httpx2.Timeout(None, connect=options.connect_timeout, pool=options.connect_timeout),
             transport=transport,
+            verify=_tls(),
         )
 
     def __repr__(self) -> str:

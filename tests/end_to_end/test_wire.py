@@ -18,7 +18,7 @@ HEARTBEAT = 0.15
 @pytest.fixture(scope="module")
 def hearty() -> Iterator[Stage]:
     """A stage with a fast heartbeat and a small limit for replies."""
-    models = {model: {"max_reply_bytes": 400_000, "breaker": {"failures": 0}} for model in MODELS}
+    models = {model: {"max_reply_bytes": 180_000, "breaker": {"failures": 0}} for model in MODELS}
     with stage(models=models, server={"heartbeat": HEARTBEAT}) as built:
         yield built
 
@@ -344,7 +344,7 @@ async def test_many_messages_cost_no_more_than_their_number(hearty: Stage) -> No
 
 async def test_slow_reader_gets_everything(slowly: Stage) -> None:
     """A client that reads slowly gets a long reply whole, while others are served."""
-    text = "say " + "word " * 6000 + "end"
+    text = "say " + "word " * 5000 + "end"
     async with asyncio.timeout(15), calling(slowly.url, question("newoaks", text, stream=True), buffer=4096) as line:
         await asyncio.sleep(0.5)
         assert (await call(slowly.url, question("newoaks", "Hello"))).status == 200
