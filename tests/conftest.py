@@ -40,6 +40,19 @@ def served(app: Any) -> Iterator[str]:
 def demo_models(url: str, simulator: Simulator) -> dict[str, dict[str, Any]]:
     """A model for every simulated vendor, as a configuration would have it."""
     return {
+        "askhandle": {
+            "vendor": "askhandle",
+            "base_url": f"{url}/askhandle/api/v1",
+            "token": simulator.askhandle.token,
+            "poll_interval": 0.05,
+            "poll_timeout": 0.15,
+        },
+        "misterturing": {
+            "vendor": "misterturing",
+            "base_url": f"{url}/misterturing/v4.0",
+            "api_key": simulator.misterturing.api_key,
+            "assistant_id": simulator.misterturing.assistant_id,
+        },
         "newoaks": {
             "vendor": "newoaks",
             "base_url": f"{url}/newoaks",

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cache
-from functools import cache
 from hashlib import sha256
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ssl import SSLContext
@@ -104,12 +103,6 @@ class Answer:
 @cache
 def _tls() -> SSLContext:
     """Who is trusted: read once and not by every bot, since that takes long."""
-    return httpx2.create_ssl_context()
-
-
-@cache
-def _certificates() -> SSLContext:
-    """One for all bots: they are slow to load."""
     return httpx2.create_ssl_context()
 
 

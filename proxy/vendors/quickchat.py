@@ -123,12 +123,9 @@ class Quickchat(HttpBot[QuickchatOptions]):
     def _from_request(self, turn: Turn) -> Iterator[tuple[str, str]]:
         """The request's metadata as far as there is room; `kb_topic` first, which decides what the bot reads."""
         own = dict(self._own_metadata())
-        topic = [("kb_topic", turn.metadata["kb_topic"])] if self._asks_topic(turn) else []
+        topic = [(k, v) for k, v in turn.metadata.items() if k == "kb_topic" and self.options.kb_topic == "request"]
         others = [(k, v) for k, v in turn.metadata.items() if k not in CONTACT and k not in own and k != "kb_topic"]
         return islice([*topic, *others], METADATA_KEYS - len(own))
-
-    def _asks_topic(self, turn: Turn) -> bool:
-        return self.options.kb_topic == "request" and "kb_topic" in turn.metadata
 
 
 def _moved(handle: Handle | None, conv_id: object) -> Handle | None:

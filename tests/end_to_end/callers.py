@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from proxy.simulator import Vendor
 
-MODELS = ("newoaks", "quickchat", "quickchat-legacy")
+MODELS = ("askhandle", "misterturing", "newoaks", "quickchat", "quickchat-legacy")
 SSL = ssl.create_default_context()  # made once: it is most of what a client costs
 
 Request = Mapping[str, Any]

@@ -184,7 +184,7 @@ async def test_a_failed_poll_is_made_again(trouble: Any) -> None:
 )
 async def test_whatever_polls_say_the_message_was_delivered(trouble: Any, error: type[ProxyError]) -> None:
     """No fault of a poll is told as one after which the message may be sent again, or as a lost handle."""
-    speaker, vendor = bot({"/messages/": [WAITING], POLL: [trouble]})
+    speaker, vendor = bot({"/messages/": [WAITING], POLL: [trouble]}, poll_interval=0.1, poll_timeout=1)
     with pytest.raises(ProxyError) as caught:
         await said(speaker, turn(handle=KNOWN))
     assert type(caught.value) is error
