@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(fault.message)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
 

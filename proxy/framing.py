@@ -7,18 +7,15 @@ All raise FramingError: for bytes that are no UTF-8, for garbage, and for anythi
 import codecs
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 MAX_LINE = 1 << 20
 _EOL = re.compile(r"\r\n|\r|\n")
+_SKIPPED = re.compile(r"(?:[\s\ufeff]|data:|(?:event|id|retry)?:[^\r\n]*[\r\n]|\[DONE\])*")
 _FIELDS = ("data:", "event:", "id:", "retry:", ":", "[DONE]")
-_BLANK = " \t\ufeff"
-_GAP = re.compile(r"[\s\ufeff]*")
-_BRACE = re.compile(r'["{}]')
-_IN_STRING = re.compile(r'["\\]')
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_DATA = re.compile(r"(?<=[\r\n])[ \t\ufeff]*data:")  # amid an object that is spread over several lines
+_MARK = re.compile(r'\\.|["{}]', re.DOTALL)
 
 
 class FramingError(ValueError):
@@ -31,13 +28,7 @@ class RawText:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("strict")
 
-    def feed(self, data: bytes) -> str:
-        return self._decode(data, final=False)
-
-    def close(self) -> str:
-        return self._decode(b"", final=True)
-
-    def _decode(self, data: bytes, *, final: bool) -> str:
+    def feed(self, data: bytes, *, final: bool = False) -> str:
         try:
             text = self._decoder.decode(data, final)
         except UnicodeDecodeError:
@@ -45,6 +36,9 @@ class RawText:
         if final and self._decoder.getstate()[0]:  # half a BOM: the decoder would let it pass
             raise FramingError("the bytes are not UTF-8")
         return text
+
+    def close(self) -> str:
+        return self.feed(b"", final=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,55 +59,43 @@ class EventStream:
         self._text = RawText()
         self._max = max_line
         self._after_cr = False
-        self._open: list[str] = []
-        self._open_size = 0
+        self._line: list[str] = []
         self._data: list[str] = []
         self._name = ""
-        self._size = 0
+        self._size = 0  # of the event, its open line included
 
     def feed(self, data: bytes) -> list[ServerEvent]:
-        events = [event for line in self._lines(self._text.feed(data)) if (event := self._take(line))]
-        self._bound(self._size + self._open_size)
+        text = self._text.feed(data)
+        if not text:
+            return []
+        parts = _EOL.split(text.removeprefix("\n") if self._after_cr else text)
+        self._after_cr = text.endswith("\r")
+        events: list[ServerEvent] = []
+        for number, part in enumerate(parts):
+            if number:
+                events += self._end_of_line()
+            self._line.append(part)
+            self._size += len(part)
+            _bound(self._size, self._max)
         return events
 
     def close(self) -> list[ServerEvent]:
         self._text.close()
-        events = [event for line in ("".join(self._open), "") if (event := self._take(line))]
-        self._open = []
-        return events
+        return self._end_of_line() + self._end_of_line()
 
-    def _lines(self, text: str) -> list[str]:
-        if self._after_cr and text:
-            text = text.removeprefix("\n")
-            self._after_cr = False
-        self._after_cr = self._after_cr or text.endswith("\r")
-        first, *rest = _EOL.split(text)
-        self._open.append(first)
-        self._open_size += len(first)
-        if not rest:
-            return []
-        lines = ["".join(self._open), *rest[:-1]]
-        self._open, self._open_size = [rest[-1]], len(rest[-1])
-        return lines
-
-    def _take(self, line: str) -> ServerEvent | None:
-        if not line:
-            event = ServerEvent("\n".join(self._data), self._name or "message") if self._data else None
-            self._data, self._name, self._size = [], "", 0
-            return event
-        self._size += len(line)
-        self._bound(self._size)
+    def _end_of_line(self) -> list[ServerEvent]:
+        line = "".join(self._line)
+        self._line = []
         field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
         if field == "data":
-            self._data.append(value)
+            self._data.append(value.removeprefix(" "))
         elif field == "event":
-            self._name = value
-        return None
-
-    def _bound(self, size: int) -> None:
-        if size > self._max:
-            raise FramingError("one event is too long")
+            self._name = value.removeprefix(" ")
+        if line:
+            return []
+        events = [ServerEvent("\n".join(self._data), self._name or "message")] if self._data else []
+        self._data, self._name, self._size = [], "", 0
+        return events
 
 
 class JsonObjects:
@@ -126,93 +108,55 @@ class JsonObjects:
     def __init__(self, max_line: int = MAX_LINE) -> None:
         self._text = RawText()
         self._max = max_line
-        self._head: str | None = ""  # the beginning of a line not yet understood; None: inside a line
-        self._dropping = False
+        self._rest = ""  # not yet understood: the beginning of a field, or a backslash
         self._open: list[str] = []
         self._held = self._depth = 0
-        self._quoted = self._escaped = False
+        self._quoted = False
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        return [found for payload in self._payload(self._text.feed(data)) for found in self._objects(payload)]
+        text = self._rest + self._text.feed(data)
+        found: list[dict[str, Any]] = []
+        at = self._skip(text, 0)
+        while self._depth or text.startswith("{", at):
+            start, at = at, self._scan(text, at)
+            self._open.append(text[start:at])
+            self._held += at - start
+            _bound(self._held, self._max)
+            if self._depth:
+                break
+            found.append(self._parsed())
+            at = self._skip(text, at)
+        self._rest = rest = text[at:]
+        _bound(len(rest), self._max)
+        if not self._depth and not any(field.startswith(rest) or rest.startswith(field) for field in _FIELDS):
+            raise FramingError("something that is not a JSON object")
+        return found
 
     def close(self) -> list[dict[str, Any]]:
         self._text.close()
-        if self._depth or self._head not in (None, "", "data:"):
+        if self._depth or self._skip(self._rest + "\n", 0) <= len(self._rest):
             raise FramingError("the stream ended inside an object")
         return []
 
-    def _payload(self, text: str) -> Iterator[str]:
-        """The text without its framing. Only the first characters of a line are ever held back."""
-        first, *rest = _EOL.split(text)
-        yield self._within(first)
-        for part in rest:
-            self._head, self._dropping = "", False
-            yield self._within(part)
-
-    def _within(self, part: str) -> str:
-        if self._dropping:
-            return ""
-        if self._head is None:
-            return part
-        head = (self._head + part).lstrip(_BLANK)
-        rest = head.removeprefix("data:").lstrip(_BLANK)
-        self._head = None
-        if rest.startswith(_FIELDS[1:]):
-            self._dropping = True
-        elif any(field.startswith(rest) for field in _FIELDS):
-            self._head = "data:" + rest if head.startswith("data:") else rest
-        else:
-            return rest
-        return ""
-
-    def _objects(self, text: str) -> Iterator[dict[str, Any]]:
-        at = 0
-        while at < len(text):
-            if not self._depth:
-                at = self._gap(text, at)
-            start, at = at, self._scan(text, at)
-            self._keep(text[start:at])
-            if self._open and not self._depth:
-                yield self._parsed()
-
-    def _gap(self, text: str, at: int) -> int:
-        match = _GAP.match(text, at)
-        at = match.end() if match else at
-        if at < len(text) and text[at] != "{":
-            raise FramingError("something that is not a JSON object")
-        return at
+    def _skip(self, text: str, at: int) -> int:
+        """Where an object begins, or something not yet understood."""
+        match = None if self._depth else _SKIPPED.match(text, at)
+        return match.end() if match else at
 
     def _scan(self, text: str, at: int) -> int:
-        """Where the open object ends in this text, or the end of the text."""
-        while at < len(text):
-            if self._escaped:
-                self._escaped = False
-                at += 1
-                continue
-            match = (_IN_STRING if self._quoted else _BRACE).search(text, at)
-            if not match:
-                return len(text)
-            at = match.end()
-            mark = match.group()
-            if mark == '"':
+        """Where the open object ends in this text, or the end of the text; half an escape is left for later."""
+        for mark in _MARK.finditer(text, at):
+            at = mark.end()
+            if mark[0] == '"':
                 self._quoted = not self._quoted
-            elif mark == "\\":
-                self._escaped = True
-            else:
-                self._depth += 1 if mark == "{" else -1
+            elif mark[0] in "{}" and not self._quoted:
+                self._depth += 1 if mark[0] == "{" else -1
                 if not self._depth:
                     return at
-        return at
-
-    def _keep(self, part: str) -> None:
-        if part:
-            self._open.append(part)
-            self._held += len(part)
-            if self._held > self._max:
-                raise FramingError("one object is too long")
+        return len(text) - text.endswith("\\", at)
 
     def _parsed(self) -> dict[str, Any]:
-        text = "".join(self._open)
+        text = _DATA.sub("", "".join(self._open))
         self._open, self._held = [], 0
         try:
             parsed: dict[str, Any] = json.loads(text)
@@ -230,14 +174,13 @@ class Pairs:
     def feed(self, text: str) -> str:
         text = self._half + text
         self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        return _mended(text.removesuffix(self._half) if self._half else text)
+        whole = text.removesuffix(self._half)
+        return whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
     def close(self) -> str:
-        half, self._half = self._half, ""
-        return _mended(half)
+        return "\ufffd" if self._half else ""
 
 
-def _mended(text: str) -> str:
-    if not _SURROGATE.search(text):
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+def _bound(size: int, most: int) -> None:
+    if size > most:
+        raise FramingError("one event, object or line is too long")

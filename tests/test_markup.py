@@ -28,17 +28,15 @@ def converted(*parts: str) -> str:
         ("<b>Note: </b>text", "**Note:** text"),
         ("see<b> this</b>", "see **this**"),
         ("<b></b>x<i> </i>y", "x y"),
-        ("<b><strong>x</strong></b>", "**x**"),
-        ("<b>a<i>b</b>c</i>", "**a*b***c"),
-        ("<b>open", "**open**"),
         ("<b><p>x</p></b>y", "**x**\n\ny"),
         ("<code>a &lt; b</code>", "`a < b`"),
         ('<a href="https://x.y/?a=1&amp;b=2">here</a>!', "[here](https://x.y/?a=1&b=2)!"),
         ("<a class=c href=https://x.y/(z) >a <b>b</b></a>", "[a **b**](https://x.y/%28z%29)"),
         ("<a name='n'>a</a><a href='javascript:alert(1)'>b</a><a href='/u'></a>", "ab"),
-        ("Pick:<ul>\n<li>one</li>\n<li><b>two</b></li></ul>done", "Pick:\n- one\n- **two**\n\ndone"),
-        ("<ol><li>a<ul><li>b</li></ul></li><li>c</li></ol>", "- a\n  - b\n- c"),
-        ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>", "a | b\nc"),
+        ("Pick:<ul>\n<li>one</li>\n<li><b>two</b></li></ul>done", "Pick:\n\n- one\n- **two**\n\ndone"),
+        ("<ul><li><p>a</p></li><li></li><li> b</ul>", "- a\n\n- b"),
+        ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>", "a b\nc"),
+        ('<a href="/u" title="x > y">a</a> <a href="/v">b', "[a](/u) [b](/v)"),
         ("<span style='x'>a</span><u>b</u><font color=red>c</font><img src='x'>", "abc"),
         ("<!DOCTYPE html><html><body>a</body></html>", "a"),
         ("a<!-- <b>no</b> > -->b<script>if (a<b) '<p>'</script>c<STYLE>p {}</style>d", "abcd"),
@@ -84,52 +82,30 @@ def test_a_long_tag_is_text() -> None:
 
 
 def test_little_is_held_back() -> None:
-    """An open tag is held back, at most 256 characters of it; plain text is out at once."""
+    """An open tag is held back, at most 256 characters of it; plain text is out at once, white space with its word."""
     markup = MarkupFilter()
-    assert markup.feed("plain text ") == "plain text "
-    assert markup.feed("a <") == "a "
+    assert markup.feed("plain text ") == "plain text"
+    assert markup.feed("a<") == " a"
     assert markup.feed("3") == "<3"
-    assert markup.feed(" <a href='" + "x" * (HOLD - 10)) == " "
+    assert markup.feed("<a href='" + "x" * (HOLD - 10)) == ""
     assert len(markup.feed("x")) == HOLD
     assert markup.feed("y" * 1000) == "y" * 1000
 
 
+TAGS = (
+    "<b> </b> <i> </i> <p> </p> <br> <br/> <div> </div> <ul> </ul> <li> </li> </a> <code> </code> <td> <tr> <unknown>"
+)
 PIECES = st.sampled_from(
     [
-        *(
-            "<b>",
-            "</b>",
-            "<i>",
-            "</i>",
-            "<p>",
-            "</p>",
-            "<br>",
-            "<br/>",
-            "<div>",
-            "</div>",
-            "<ul>",
-            "</ul>",
-            "<li>",
-            "</li>",
-        ),
-        *(
-            "<a href='u v'>",
-            '<a href="x>y" id=1>',
-            "</a>",
-            "<code>",
-            "</code>",
-            "<td>",
-            "<tr>",
-            "<unknown>",
-            "<script>",
-        ),
-        *("</script>", "<!--", "-->", "<!DOCTYPE x>", "&amp;", "&lt;", "&#39;", "&nope;", "&", "<", ">", "=", '"', "'"),
+        *TAGS.split(),
+        *("<a href='u v'>", '<a href="x>y" id=1>', "<script>", "</script>", "<!--", "-->", "<!DOCTYPE x>"),
+        *("&amp;", "&lt;", "&#39;", "&nope;", "&", "<", ">", "=", '"', "'"),
         *("a", "word", " ", "  ", "\n", "\n\n", "\r\n", "-", "/", "!", "<3", "\u00a0", "🙂", "x" * 130),
     ]
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(PIECES, max_size=14), st.lists(st.integers(min_value=0), max_size=8))
 def test_cuts_make_no_difference(parts: list[str], cuts: list[int]) -> None:
     """The folded pieces equal the conversion of the whole, wherever the text was cut."""

@@ -34,6 +34,7 @@ Faults (used up one per call of the operation, by calls that are in order only):
     Quickchat also            new-id hand-off (reply null, from then on)
     AskHandle also            terminated hand-off (no answer, from then on)
 
+A message whose last line is `fault KIND` meets that fault.
 Each vendor's class tells its modes, `bot.answer` what the bot says and how it is told to say something.
 """
 

@@ -160,3 +160,11 @@ async def test_stall_released(wire: httpx2.AsyncClient, simulator: Simulator) ->
         rest = [chunk async for chunk in chunks]
     assert b'"Answer":"one two three four"' in first + b"".join(rest)
     assert simulator.newoaks.hung_up == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "status"), [("fault limited", 429), ("context\n\nfault failed\n", 500), ("a fault failed", 200)]
+)
+async def test_a_message_may_ask_for_a_fault(client: httpx2.AsyncClient, said: str, status: int) -> None:
+    """A message whose last line names a fault meets it; one that only speaks of it does not."""
+    assert (await current(client, text=said)).status_code == status
