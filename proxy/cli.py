@@ -187,7 +187,7 @@ _GREETING = """
 Simulated bots: {models}. They remember their conversation; nothing leaves this machine. Ctrl-C ends it. Try:
 
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "newoaks-demo", "messages": [{{"role": "user", "content": "Hello, my name is Ada."}}]}}' -i
+    -d '{{"model": "newoaks-demo", "messages": [{{"role": "user", "content": "Hello!"}}]}}' -i
 
 or, with `pip install openai`:
 
