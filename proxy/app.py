@@ -1,5 +1,6 @@
 """A configuration becomes an ASGI application: the one place where bots, store, relay and doors meet."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -57,11 +58,7 @@ def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) 
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        for name, bot in bots.items():
-            try:
-                await bot.start()
-            except ProxyError as fault:
-                log.error("not started: %s", fault.message, extra={"parley": {"model": name, "outcome": fault.code}})
+        await asyncio.gather(*(_start(name, bot) for name, bot in bots.items()))
         yield
         await relay.drain(config.server.shutdown_grace)
         for bot in bots.values():
@@ -77,6 +74,13 @@ def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) 
     app.router.redirect_slashes = False  # a redirected POST loses its body
     app.state.relay = relay
     return app
+
+
+async def _start(name: str, bot: Bot) -> None:
+    try:
+        await bot.start()
+    except ProxyError as fault:
+        log.error("not started: %s", fault.message, extra={"parley": {"model": name, "outcome": fault.code}})
 
 
 def _rules(config: Config) -> Rules:

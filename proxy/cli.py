@@ -5,6 +5,7 @@ import asyncio
 import functools
 import json
 import os
+import secrets
 import socket
 import sys
 import time
@@ -15,11 +16,12 @@ from typing import Any, NoReturn
 
 from proxy import __version__, vendors
 from proxy.app import create_app
-from proxy.config import Config, ConfigError, ModelOptions, check_exposure, load, read, schema
+from proxy.config import Config, ConfigError, Key, ModelOptions, check_exposure, load, read, schema, without_effect
 from proxy.errors import ProxyError
 from proxy.messages import Delta, Message, Turn
 from proxy.server import LOOPBACK, AddressTaken, Backstage, Server, address, listen
 from proxy.simulator import Simulator
+from proxy.stores import open_store
 from proxy.telemetry import start_logging
 from proxy.vendors.base import Answer, HttpBot, calling
 
@@ -104,7 +106,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(arguments: argparse.Namespace) -> Config:
     path = arguments.config or Path(os.environ.get("PARLEY_CONFIG") or "config.yaml")
-    return read(path, vendors=Vendors(), environ=os.environ)
+    config = read(path, vendors=Vendors(), environ=os.environ)
+    try:
+        open_store(config.store, max_parked=1)
+    except ValueError as fault:
+        raise ConfigError(str(path), [f"store: {fault}"]) from None
+    for place in without_effect(config):
+        print(f"{path}: {place} has no effect in this version", file=sys.stderr)
+    return config
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -239,10 +248,11 @@ async def _check_live(config: Config) -> bool:
         bot: HttpBot[Any] = vendors.load(options.vendor)(options)
         try:
             said = await _first_words(bot)
-        except ProxyError as fault:
+        except Exception as fault:  # noqa: BLE001 - whatever is wrong with one bot, the others are asked too
             well = False
-            said = f"FAILED: {fault.message}"
-        await bot.aclose()
+            said = f"FAILED: {fault.message if isinstance(fault, ProxyError) else type(fault).__name__}"
+        finally:
+            await bot.aclose()
         print(f"{name}: {time.monotonic() - began:.2f} s  {said}", flush=True)
     return well
 
@@ -287,13 +297,15 @@ def _chat(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     _named(config, arguments.model)
     with listen(LOOPBACK, 0) as listener:
-        asyncio.run(_converse_alone(config.model_copy(update={"keys": ()}), listener, arguments.model))
+        asyncio.run(_converse_alone(config, listener, arguments.model))
 
 
 async def _converse_alone(config: Config, listener: socket.socket, model: str) -> None:
-    """A chat through a proxy of one's own, which lives as long as the chat."""
-    async with Backstage(create_app(config)).beside([listener]):
-        await _converse(f"{address(listener)}/v1", model, "")
+    """A chat through a proxy of one's own, which lives as long as the chat and has a key that nobody else knows."""
+    key = secrets.token_urlsafe(32)
+    own = config.model_copy(update={"keys": (Key.model_validate({"name": "terminal", "key": key}),)})
+    async with Backstage(create_app(own)).beside([listener]):
+        await _converse(f"{address(listener)}/v1", model, key)
 
 
 async def _converse(base_url: str, model: str, key: str) -> None:

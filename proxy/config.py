@@ -6,7 +6,7 @@ It must not know the vendors: whoever loads a file hands in the classes of their
 import hashlib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -59,7 +59,7 @@ Label = Annotated[str, _matching(r"\S(.*\S)?", "must be one line of text, withou
 Glob = Annotated[str, _matching(r"([^\s\[\]]|\[[^\s\]]+\])+", "is no pattern: * ? [abc], without blanks")]
 Header = Annotated[str, _matching(r"[\w!#$%&'*+.^`|~-]+", "is no name of a header"), AfterValidator(str.lower)]
 HeaderSecret = Annotated[SecretStr, _matching("[!-~]+", "must be visible ASCII without blanks, and not empty")]
-HeaderValue = Annotated[str, _matching(r"[^\x00-\x1f\x7f]*", "must not hold line breaks or control characters")]
+HeaderValue = Annotated[str, _matching(r"[\t -~]*", "must hold visible ASCII and blanks only")]
 Origin = Annotated[str, _matching(r"\*|null|[a-z][\w+.-]*://[^/\s]+", "must be like https://host:port, without a path")]
 Digest = Annotated[str, _matching("[0-9a-fA-F]{64}", "must be 64 hexadecimal digits")]
 _TRUTH = {"true": True, "false": False}  # a variable gives text, which a Literal would not take for these
@@ -367,6 +367,28 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+_PLANNED: Mapping[type[Section], Sequence[str]] = {
+    Server: ("metrics", "playground"),
+    Key: ("requests_per_minute",),
+    Conversation: ("marks",),
+    Responses: ("transcripts",),
+    ModelOptions: ("max_concurrency", "queue", "breaker", "tools", "max_tokens", "strict"),
+}
+
+
+def without_effect(config: Config) -> Iterator[str]:
+    """The keys that were set to something else than their default, but that nothing in this version looks at."""
+    parts: list[tuple[str, Section]] = [
+        (name, getattr(config, name)) for name in ("server", "conversation", "responses")
+    ]
+    parts += [(f"keys[{index}]", key) for index, key in enumerate(config.keys)]
+    parts += [(f"models.{name}", bot) for name, bot in config.models.items()]
+    for place, part in parts:
+        for name in next(names for kind, names in _PLANNED.items() if isinstance(part, kind)):
+            if getattr(part, name) != type(part).model_fields[name].get_default(call_default_factory=True):
+                yield f"{place}.{name}"
 
 
 def check_exposure(config: Config, host: str) -> None:

@@ -19,7 +19,7 @@ GRACE = 60.0  # seconds before the end of its time (5 % of it if that is less) i
 class Partition:
     """Whose conversation this is: nothing that differs in one of these fields ever meets in a vendor conversation.
 
-    `forwarded` is what is put into the conversation besides messages; inside a scope it does not part.
+    `forwarded` is what is put into the conversation besides messages.
     """
 
     tenant: str
@@ -31,7 +31,7 @@ class Partition:
 
     def digest(self) -> bytes:
         """Equal for equal partitions only."""
-        told = "" if self.scope else fields_digest(self.forwarded).hex()
+        told = fields_digest(self.forwarded).hex()
         return pack((self.tenant, self.model, self.bot, self.end_user, self.scope, told))
 
 

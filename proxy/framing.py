@@ -98,6 +98,9 @@ class EventStream:
         return events
 
 
+MAX_FIELD = 4096  # characters of a comment or a field that is still open: it is looked at anew with every piece
+
+
 class JsonObjects:
     """JSON objects in any dress: one per line, over several lines, joined without a newline, or as SSE `data:` lines.
 
@@ -127,7 +130,7 @@ class JsonObjects:
             found.append(self._parsed())
             at = self._skip(text, at)
         self._rest = rest = text[at:]
-        _bound(len(rest), self._max)
+        _bound(len(rest), min(self._max, MAX_FIELD))
         if not self._depth and not any(field.startswith(rest) or rest.startswith(field) for field in _FIELDS):
             raise FramingError("something that is not a JSON object")
         return found

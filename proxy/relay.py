@@ -20,11 +20,11 @@ from proxy.errors import (
     VendorFailed,
 )
 from proxy.markup import MarkupFilter
-from proxy.messages import Ask, Delta, Event, Finish, Handle, Parked, Turn, TurnRecord
+from proxy.messages import Ask, Delta, Event, Finish, Handle, Message, Parked, Turn, TurnRecord
 from proxy.ports import Bot, ConversationStore
 from proxy.reply import Reply, Said
 from proxy.telemetry import Sink, log
-from proxy.transcript import Chain, Chat, cut, recap
+from proxy.transcript import Chain, Chat, canonical_text, cut, recap, says_nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,9 @@ class Relay:
         except ProxyError as fault:
             record.outcome = fault.code
             raise
-        except Exception:
+        except Exception as fault:
             record.outcome = "internal_error"
+            log.error("a turn failed", extra={"parley": {"model": record.model}}, exc_info=fault)
             raise
         finally:
             record.ended = time.monotonic()
@@ -184,10 +185,12 @@ class Relay:
                 if not fault.delivered and continuation.parked is not None:
                     await self._park(continuation.parked)
                 raise
+            finish = speech.finish
             handle = speech.handle or turn.handle
-            if handle is not None and continuation.how != "utility":
+            told = not says_nothing(Message("assistant", speech.text))  # else no next request will hold this reply
+            if handle is not None and told and continuation.how != "utility":
                 record.parked = await self._park(conversation.parked(handle, speech.text, self._clock()))
-        yield speech.finish
+        yield finish
 
     @contextmanager
     def _holding(self, parked: Parked | None) -> Iterator[None]:
@@ -216,13 +219,19 @@ class _Speech:
 
     def __init__(self, model: Model) -> None:
         self.handle: Handle | None = None
-        self.finish = Finish()
+        self._finish: Finish | None = None
         self._pieces: list[str] = []
         self._markup = MarkupFilter() if model.options.html == "markdown" else None
 
     @property
     def text(self) -> str:
         return "".join(self._pieces)
+
+    @property
+    def finish(self) -> Finish:
+        if self._finish is None:
+            raise VendorFailed("The bot's reply came to no end: its adapter is at fault")
+        return self._finish
 
     def heard(self, event: Event) -> Iterator[Delta]:
         """What of this event goes on to the client now. Raises NoAnswer at the end of a reply that says nothing."""
@@ -233,8 +242,8 @@ class _Speech:
         else:
             if self._markup is not None:
                 yield from self._given(self._markup.flush())
-            self.finish = event
-            if not self.text.strip():
+            self._finish = event
+            if not canonical_text(Message("assistant", self.text)):
                 raise NoAnswer("The bot's reply was blank; ask again in other words, or look at it at its vendor")
 
     def _given(self, text: str) -> Iterator[Delta]:
@@ -275,7 +284,7 @@ def _told(model: Model, plain: Turn, continuation: Continuation) -> tuple[Contin
                 param="messages",
                 code="conversation_not_found",
             )
-        if options.recap == "forward":
+        if options.recap == "forward" and options.recap_max_chars:
             block = recap(continuation.untold, max_chars=options.recap_max_chars, wording=options.recap_text)
         elif continuation.how == "rebuilt":
             continuation = replace(continuation, reason="recap-off")

@@ -82,7 +82,7 @@ class Reply:
 
     def _since(self, heard: int) -> Sequence[Said]:
         if heard == len(self._said) and self._over:
-            raise self._fault or ShuttingDown("The reply was stopped: this proxy is shutting down", delivered=True)
+            raise self._fault or ShuttingDown("The reply was stopped before its end", delivered=True, retry_after=1)
         return self._said[heard:]
 
 

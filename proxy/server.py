@@ -39,7 +39,8 @@ class Server(uvicorn.Server):
         """Start serving, and say so."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self._announce()
+        if not self.should_exit:
+            self._announce()
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Wait for the running replies, then close."""

@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from json import dumps
 from typing import Any
 from uuid import uuid4
@@ -23,17 +23,6 @@ _WELL_FORMED_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}\Z")
 
 
 Sink = Callable[[TurnRecord], None]
-
-
-def fan_out(sinks: Iterable[Sink]) -> Sink:
-    """One sink out of many."""
-    sinks = tuple(sinks)
-
-    def every(record: TurnRecord) -> None:
-        for sink in sinks:
-            sink(record)
-
-    return every
 
 
 def log_turn(record: TurnRecord) -> None:
@@ -71,7 +60,7 @@ class AccessLine:
             return await self._app(scope, receive, send)
         started = time.perf_counter()
         request_id = _request_id(scope)
-        known: dict[str, object] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
+        known: dict[str, object] = {"request_id": request_id, "method": scope["method"], "path": scope["path"][:200]}
         scope["parley"] = known
 
         async def stamped(message: Message) -> None:
@@ -124,9 +113,15 @@ class PlainLines(JsonLines):
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = getattr(record, "parley", {})
-        told = " ".join(f"{name}={value}" for name, value in fields.items() if value not in (None, ""))
+        told = " ".join(f"{name}={_plain(value)}" for name, value in fields.items() if value not in (None, ""))
         where = f" {record.exc_info[0].__name__} at {_where(record)}" if record.exc_info and record.exc_info[0] else ""
         return f"{record.levelname.lower()} {record.getMessage()} {told}{where}"
+
+
+def _plain(value: object) -> str:
+    """One line of printable text, whatever a client sent."""
+    text = str(value)
+    return text if text.isprintable() else dumps(text)
 
 
 def _where(record: logging.LogRecord) -> str:

@@ -47,7 +47,7 @@ class Canonical(NamedTuple):
 def cut(messages: Sequence[Message]) -> Chat:
     """Take the priming out, drop empty messages and our own error texts, cut after the last assistant message."""
     priming = list(takewhile(lambda message: message.role == "system", messages))
-    kept = [message for message in messages[len(priming) :] if not _says_nothing(message)]
+    kept = [message for message in messages[len(priming) :] if not says_nothing(message)]
     end = max((i + 1 for i, message in enumerate(kept) if message.role == "assistant"), default=0)
     text = "\n\n".join(message.text for message in priming if message.text.strip())
     return Chat(text, tuple(kept[:end]), tuple(kept[end:]))
@@ -135,6 +135,8 @@ def recap(messages: Sequence[Message], *, max_chars: int, wording: str = "") -> 
     """A block that tells a new vendor conversation what was said before; the newest is kept where it must be cut."""
     lines: list[str] = []
     left = max_chars
+    if not max_chars:
+        return ""
     for message in reversed(messages):
         line = f"{_SPEAKER[message.role]}: {_told(message)}"
         if len(line) > left:
@@ -145,7 +147,8 @@ def recap(messages: Sequence[Message], *, max_chars: int, wording: str = "") -> 
     return "\n".join([wording or RECAP_WORDING, *reversed(lines), _RECAP_END]) if lines else ""
 
 
-def _says_nothing(message: Message) -> bool:
+def says_nothing(message: Message) -> bool:
+    """Whether a message counts as never said: it is empty, or one of our own error texts."""
     if message.attachments or message.tool_calls:
         return False
     if message.role == "assistant" and _OUR_ERROR.search(message.text):

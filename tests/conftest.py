@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from proxy.app import create_app
 from proxy.cli import Vendors
@@ -17,6 +18,9 @@ from proxy.config import Config, load
 from proxy.server import Backstage, address, listen
 from proxy.simulator import Simulator
 from tests.doors import Doors, open_doors
+
+settings.register_profile("parley", deadline=None)  # how long an example takes says more of the machine than of us
+settings.load_profile("parley")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ class Cue:
     finish: Finish = field(default_factory=Finish)
     forget: bool = False
     new_handle: bool = False
+    mute: bool = False  # no Finish
     wait: asyncio.Event | None = None  # before the last piece
 
 
@@ -41,9 +42,8 @@ class ScriptedBot:
     def forwarded(self, turn: Turn) -> Mapping[str, str]:
         return {"priming": turn.priming}
 
-    async def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
-        self.turns.append(turn)
-        cue = self.cues.popleft() if self.cues else Cue()
+    def _taken_in(self, turn: Turn, cue: Cue) -> tuple[int, list[str]]:
+        """The conversation that has seen this turn now; or the fault that kept it from being delivered."""
         id = int(turn.handle.data["id"]) if turn.handle else next(self._ids)
         if cue.forget:
             self.conversations.pop(id, None)
@@ -53,6 +53,12 @@ class ScriptedBot:
             raise cue.fault
         conversation = self.conversations.setdefault(id, [])
         conversation.append(compose(turn, priming=turn.handle is None))
+        return id, conversation
+
+    async def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        self.turns.append(turn)
+        cue = self.cues.popleft() if self.cues else Cue()
+        id, conversation = self._taken_in(turn, cue)
         if turn.handle is None:
             yield Handle({"id": id})
         pieces = cue.pieces or (f"reply {len(conversation) // 2 + 1} ", f"to {turn.new[-1].text}")
@@ -71,7 +77,8 @@ class ScriptedBot:
             fresh = next(self._ids)
             self.conversations[fresh] = self.conversations.pop(id)
             yield Handle({"id": fresh})
-        yield cue.finish
+        if not cue.mute:
+            yield cue.finish
 
     async def start(self) -> None:
         """Nothing is to be done."""

@@ -64,6 +64,21 @@ def test_workers_need_a_shared_store(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "memory://" in text
 
 
+@pytest.mark.parametrize("command", ["serve", "check", "models"])
+def test_a_store_that_is_not_there_yet_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    """What `check` finds faultless `serve` can serve: a store that this version has not is told by both."""
+    path = tmp_path / "config.yaml"
+    path.write_text("store: sqlite:///x.db\nmodels: {m: {vendor: quickchat, token: t, scenario_id: s}}")
+
+    code, text = outcome(capsys, command, "--config", str(path))
+
+    assert code == 1
+    assert "store: " in text
+    assert "memory://" in text
+
+
 def test_vendors_are_imported_on_demand() -> None:
     """The options of a vendor are found by its name, and of no other."""
     vendors = Vendors()

@@ -21,6 +21,7 @@ from proxy.config import (
     load,
     read,
     schema,
+    without_effect,
 )
 
 SECRET = "hush-hush-hush"
@@ -357,7 +358,7 @@ def test_a_fault_names_its_place(text: str, fault: str) -> None:
         ("aliases: ['a b']", "aliases[0]: must be a name without blanks"),
         ("headers: [a]", "headers: must be a mapping of keys"),
         ("headers: {'a b': c}", "headers.a b: is no name of a header"),
-        ('headers: {a: "hush-hush-hush\\nb"}', "headers.a: must not hold line breaks or control characters"),
+        ('headers: {a: "hush-hush-hush\\nb"}', "headers.a: must hold visible ASCII and blanks only"),
         ("recap: maybe", "recap: must be 'forward', 'ignore' or 'refuse'"),
         (
             "base_url: h.example",
@@ -636,3 +637,12 @@ def test_the_schema_is_whole() -> None:
     text = json.dumps(whole)
 
     assert set(re.findall(r'"#/\$defs/(\w+)"', text)) <= set(whole["$defs"])
+
+
+def test_keys_without_effect_are_named() -> None:
+    """A key that was set although nothing looks at it yet is named; one left at its default is not."""
+    text = "server: {metrics: true}\nkeys: [{name: a, key: hush, requests_per_minute: 5}]\n"
+    bot = SHOP.replace("vendor: newoaks", "vendor: newoaks, queue: 0, tools: ignore")
+
+    assert list(without_effect(loaded(text + bot))) == ["keys[0].requests_per_minute", "models.shop.queue"]
+    assert list(without_effect(loaded(SHOP))) == []

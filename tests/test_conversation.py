@@ -38,11 +38,11 @@ def test_partitions_never_meet(other: Partition) -> None:
     assert label(conversation(*ASKED)) != label(conversation(*ASKED, partition=other))
 
 
-def test_a_scope_overlooks_what_is_forwarded() -> None:
-    """Inside a scope a changed system prompt does not part."""
+def test_a_scope_does_not_overlook_what_is_forwarded() -> None:
+    """Inside a scope a changed system prompt parts too: the vendor has to be told of it."""
     inside = replace(PARTITION, scope="chat-1")
 
-    assert inside.digest() == replace(inside, forwarded={}).digest()
+    assert inside.digest() != replace(inside, forwarded={}).digest()
 
 
 def test_a_parked_handle_is_found_by_the_next_turn() -> None:

@@ -432,3 +432,34 @@ async def test_draining_stops_what_is_late() -> None:
 
     assert house.bot.hung_up == 1
     assert house.parked == 0
+
+
+@pytest.mark.parametrize("text", ["\u200b", "<think>only thoughts</think>"])
+async def test_a_reply_without_words_is_an_error(text: str) -> None:
+    """A reply that no client would send back as a message is no answer, and its conversation is dropped."""
+    house = House()
+    house.bot.cues.append(Cue(pieces=(text,)))
+    with pytest.raises(NoAnswer):
+        await house.told(user("a"))
+
+    assert house.parked == 0
+
+
+async def test_a_reply_that_looks_like_our_errors_is_not_parked() -> None:
+    """A reply that the next request's history will not hold is given out, but its conversation is not kept."""
+    house = House()
+    house.bot.cues.append(Cue(pieces=("see (parley: vendor_failed)",)))
+
+    await house.told(user("a"))
+
+    assert house.parked == 0
+
+
+async def test_a_bot_that_ends_without_finish_has_failed() -> None:
+    """A reply without its Finish is a failure, and nothing is parked."""
+    house = House()
+    house.bot.cues.append(Cue(mute=True))
+    with pytest.raises(VendorFailed):
+        await house.told(user("a"))
+
+    assert house.parked == 0

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from proxy.messages import TurnRecord
-from proxy.telemetry import JsonLines, PlainLines, fan_out, log_turn, turn_fields
+from proxy.telemetry import JsonLines, PlainLines, log_turn, turn_fields
 from tests.doors import Doors
 
 
@@ -72,13 +72,14 @@ def test_only_unheard_turns_have_a_line_of_their_own(caplog: pytest.LogCaptureFi
     assert [vars(record)["parley"]["model"] for record in caplog.records] == ["unheard"]
 
 
-def test_a_record_goes_to_every_sink() -> None:
-    """Sinks are told in their order."""
-    told: list[str] = []
+def test_a_plain_line_is_one_line() -> None:
+    """Whatever a client sends cannot make a second line or move the terminal's cursor."""
+    record = logging.LogRecord("parley", logging.INFO, "", 0, "request", None, None)
+    record.parley = {"path": "/v1/x\ninfo request FORGED", "reply": "\x1b[2J"}
 
-    fan_out([lambda r: told.append(f"one {r.model}"), lambda r: told.append(f"two {r.model}")])(TurnRecord("m"))
+    line = PlainLines().format(record)
 
-    assert told == ["one m", "two m"]
+    assert line.isprintable()
 
 
 def test_durations_are_milliseconds() -> None:

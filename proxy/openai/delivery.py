@@ -84,7 +84,7 @@ class Chunks:
 async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     """The request's body. Raises RequestTooLarge over `limit` bytes, InvalidRequest for another type than JSON."""
     headers = dict(scope["headers"])
-    kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json" and not kind.endswith(b"+json"):
         raise InvalidRequest("Send the body as JSON, with the header `Content-Type: application/json`")
     body = bytearray()

@@ -17,7 +17,7 @@ class Models:
     """
 
     def __init__(self, models: Mapping[str, Model], *, created: int) -> None:
-        self._by_name = {name: model for m in models.values() for name in (m.name, *m.options.aliases) for model in [m]}
+        self._by_name = {name: m for m in models.values() for name in (m.name, *m.options.aliases)}
         self._created = created
 
     def find(self, name: str, key: Key) -> Model:

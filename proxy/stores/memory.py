@@ -23,17 +23,19 @@ class MemoryStore:
 
     async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
         """Entries with any of these labels, newest first."""
-        self._expire()
-        ids = dict.fromkeys(id for label in labels for id in self._ids.get(label, ()))
-        return sorted((self._entries[id] for id in reversed(ids)), key=lambda parked: -parked.spoken_at)
+        with self._entries.timer:  # one moment for the whole look-up
+            self._expire()
+            ids = dict.fromkeys(id for label in labels for id in self._ids.get(label, ()))
+            return sorted((self._entries[id] for id in reversed(ids)), key=lambda parked: -parked.spoken_at)
 
     async def take(self, id: str) -> Parked | None:
         """Remove an entry; atomic because nothing here awaits."""
-        self._expire()
-        parked = self._entries.pop(id, None)
-        if parked is not None:
-            self._unlabel(parked)
-        return parked
+        with self._entries.timer:
+            self._expire()
+            parked = self._entries.pop(id, None)
+            if parked is not None:
+                self._unlabel(parked)
+            return parked
 
     async def put(self, parked: Parked) -> None:
         """Park an entry; whatever is too much then goes, the oldest of its label and the least used of all."""

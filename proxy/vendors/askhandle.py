@@ -71,10 +71,11 @@ class AskHandle(HttpBot[AskHandleOptions]):
     def __init__(self, options: AskHandleOptions, *, transport: Transport | None = None) -> None:
         super().__init__(options, transport=transport)
         self._token = options.token.get_secret_value() if options.token else ""
-        self._fetching = asyncio.Lock()
+        self._fetching: asyncio.Task[str] | None = None
+        self._waiting = 0
 
     def forwarded(self, turn: Turn) -> Mapping[str, str]:
-        """The priming and the contact data; the end user is known apart."""
+        """The priming and the contact data."""
         contact = {f"contact.{key}": turn.contact[key] for key in (*CONTACT, "nickname") if turn.contact.get(key)}
         return {**super().forwarded(turn), **contact}
 
@@ -104,7 +105,7 @@ class AskHandle(HttpBot[AskHandleOptions]):
             return Handle({"room": room, "nickname": f"{self.options.nickname}-{token_hex(3)}"})
 
     def _message(self, turn: Turn, handle: Handle) -> dict[str, Any]:
-        nickname = turn.contact.get("nickname") or turn.end_user or handle.data["nickname"]
+        nickname = turn.contact.get("nickname") or handle.data["nickname"]
         contact = {key: turn.contact[key] for key in CONTACT if turn.contact.get(key)}
         body = compose(turn, priming=turn.handle is None)
         return {"body": body, "nickname": nickname, "room": {"uuid": handle.data["room"]}, **contact}
@@ -161,12 +162,27 @@ class AskHandle(HttpBot[AskHandleOptions]):
         return answer
 
     async def _fetched(self, stale: str, until: float) -> str:
-        """A token other than the stale one; of many that want one, one fetches it."""
-        async with self._fetching:
-            if self._token == stale:
-                with self.opening():
-                    self._token = await self._login(until)
+        """A token other than the stale one. Of many that want one, one log-in fetches it, or fails, for them all."""
+        if self._token != stale:
             return self._token
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._login(self.deadline()))
+            self._fetching.add_done_callback(self._keep)
+        fetching = self._fetching
+        self._waiting += 1
+        try:
+            with self.opening(), self.ours("timeout", lambda: True):
+                async with asyncio.timeout_at(until):
+                    return await asyncio.shield(fetching)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                fetching.cancel()
+
+    def _keep(self, fetching: asyncio.Task[str]) -> None:
+        self._fetching = None
+        if not fetching.cancelled() and fetching.exception() is None:
+            self._token = fetching.result()
 
     async def _login(self, until: float) -> str:
         assert self.options.password is not None

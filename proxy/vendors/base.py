@@ -24,7 +24,7 @@ import orjson
 from pydantic import SecretStr, field_validator, model_validator
 
 from proxy import __version__
-from proxy.config import ModelOptions
+from proxy.config import ModelOptions, is_loopback
 from proxy.errors import (
     ConversationExpired,
     InvalidRequest,
@@ -100,6 +100,11 @@ class Answer:
             return None
 
 
+def _is_far(url: str) -> bool:
+    """Whether the environment's proxies have a say in how to get there: not on this machine."""
+    return not is_loopback(urlsplit(url).hostname or "")
+
+
 @cache
 def _tls() -> SSLContext:
     """Who is trusted: read once and not by every bot, since that takes long."""
@@ -126,6 +131,7 @@ class HttpBot(ABC, Generic[OptionsT]):
             timeout=httpx2.Timeout(None, connect=options.connect_timeout, pool=options.connect_timeout),
             transport=transport,
             verify=_tls(),
+            trust_env=_is_far(options.base_url),
         )
 
     def __repr__(self) -> str:
@@ -287,7 +293,7 @@ async def calling(url: str, body: object, *, key: str) -> AsyncIterator[tuple[An
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         async with (
-            httpx2.AsyncClient(timeout=httpx2.Timeout(None, connect=5)) as client,
+            httpx2.AsyncClient(timeout=httpx2.Timeout(None, connect=5), trust_env=_is_far(url)) as client,
             client.stream("POST", url, json=body, headers=headers) as response,
         ):
             told = b"" if response.is_success else await response.aread()

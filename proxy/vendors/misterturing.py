@@ -21,7 +21,7 @@ from proxy.vendors.base import Answer, HttpBot, VendorOptions, Words
 ID_NAMES = ("conversation_id", "external_id", "id", "uuid")  # the documents name none
 ID_PLACES = ("data", "conversation", "result")
 _NO_STREAM = re.compile(r"json|html", re.IGNORECASE)
-LONGEST_HEAD = 65536  # bytes that are looked at to tell SSE from text that begins like it
+LONGEST_HEAD = 2048  # bytes that are looked at to tell SSE from text that begins like it
 
 
 class MisterTuringOptions(VendorOptions):

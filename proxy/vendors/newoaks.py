@@ -169,7 +169,7 @@ def _is_failure(found: Object) -> bool:
         return True
     if {"content", "answer"} & found.keys() or isinstance(found.get("data"), Mapping):
         return False
-    return bool(found.get("error")) or found.get("code") not in (None, 0, 200)
+    return bool(found.get("error")) or str(found.get("code", 0)) not in ("None", "0", "200")
 
 
 def _without_case(found: object) -> Object:

@@ -244,6 +244,7 @@ async def test_grace_is_not_for_ever(tmp_path: Path, backstage: tuple[Simulator,
         assert stopped.status >= 500
         assert stopped.json["error"]["code"] == "shutting_down"
         assert stopped.headers["x-should-retry"] == "false", "the vendor may have taken the message in"
+        assert stopped.headers["retry-after"] == "1"
         assert await running.ended(5) == 0
     await soon(lambda: simulator.newoaks.hung_up == simulator.quickchat.hung_up == 1)
     assert "Traceback" not in running.err.read_text()

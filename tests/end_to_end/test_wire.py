@@ -336,9 +336,12 @@ async def test_many_messages_cost_no_more_than_their_number(hearty: Stage) -> No
         messages = [{"role": "user", "content": "some words"}] * count
         messages += [{"role": "assistant", "content": "a"}, {"role": "user", "content": "Well?"}]
         body = json.dumps({"model": "newoaks", "messages": messages}).encode()
-        began = time.process_time()
-        assert (await call(hearty.url, body)).status == 200
-        spent.append(time.process_time() - began)
+        times = []
+        for _ in range(3):  # the best of three: what else happens meanwhile is not ours
+            began = time.process_time()
+            assert (await call(hearty.url, body)).status == 200
+            times.append(time.process_time() - began)
+        spent.append(min(times))
     assert spent[1] < 10 * spent[0]
 
 

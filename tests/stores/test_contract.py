@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from itertools import count
 
 import pytest
 
@@ -120,6 +121,18 @@ async def test_it_is_bounded_in_all(store: ConversationStore) -> None:
     kept = [i for i in range(60) if await store.take(str(i))]
 
     assert kept == [0, *range(11, 60)]
+
+
+async def test_time_may_pass_within_a_look_up() -> None:
+    """An entry whose time is over in the midst of a look-up is found or not, and nothing breaks."""
+    ticks = count(1000)
+    store = MemoryStore(max_parked=50, clock=lambda: float(next(ticks)))
+    for i in range(10):
+        await store.put(entry(str(i), spoken_at=1000, ttl=50 + i))
+    for _ in range(60):
+        await store.find(["label"])
+
+    assert await ids(store) == []
 
 
 async def test_putting_back_keeps_the_clock(store: ConversationStore, clock: Clock) -> None:

@@ -113,7 +113,7 @@ async def test_first_turn_opens_a_room() -> None:
     ("fields", "expected"),
     [
         ({}, {"nickname": "visitor-0a1b2c"}),
-        ({"end_user": "u-7"}, {"nickname": "u-7"}),
+        ({"end_user": "u-7"}, {"nickname": "visitor-0a1b2c"}),  # who it is for us is nothing of the vendor's
         ({"end_user": "u-7", "contact": {"nickname": "Ada"}}, {"nickname": "Ada"}),
         (
             {"contact": {"email": "a@b.c", "phone_number": "+1", "other": "x"}, "metadata": {"x": "y"}},
@@ -363,3 +363,13 @@ def test_loaded_by_name() -> None:
     """The vendor's name leads to its class and its options."""
     assert load("askhandle") is AskHandle
     assert load("askhandle").Options is AskHandleOptions
+
+
+async def test_a_login_that_fails_fails_for_all_who_wait() -> None:
+    """Of many turns that wait for a token one logs in, and its failure is everyone's: no log-in per turn."""
+    speaker, vendor = bot({"/auth/api-token": [httpx2.Response(400, json={})] * 9}, username="ada")
+
+    outcomes = await asyncio.gather(*(said(speaker, turn()) for _ in range(8)), return_exceptions=True)
+
+    assert {type(outcome) for outcome in outcomes} == {VendorAuthFailed}
+    assert len(vendor.sent("/auth/api-token")) == 1

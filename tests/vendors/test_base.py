@@ -566,3 +566,20 @@ async def test_a_pool_that_stays_full_is_busy() -> None:
         await anext(reply)
         with pytest.raises(RateLimited):
             await events(bot)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[::1]:9"])
+async def test_the_environments_proxy_is_not_for_this_machine(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A bot on this machine is reached directly, whatever proxy the environment names."""
+    proxied: list[int] = []
+    entry = {"vendor": "newoaks", "base_url": url, "secret_key": "s", "chatbot_id": "b"}
+    async with asyncio.timeout(5):
+        proxy = await asyncio.start_server(lambda reader, writer: proxied.append(1), "127.0.0.1", 0)
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+        bot = load("newoaks")(load("newoaks").Options.model_validate(entry))
+        with pytest.raises(VendorUnavailable, match="ConnectError"):
+            _ = [event async for event in bot.reply(Turn([Message("user", "Hi")]))]
+        await bot.aclose()
+        proxy.close()
+
+    assert proxied == []
