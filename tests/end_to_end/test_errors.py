@@ -199,8 +199,8 @@ QUICK = {**EVERYWHERE, **SPOILT, "hand-off": "vendor_no_answer"}
 CASES = [
     *(("newoaks", way, fault, code) for way in WAY_NAMES for fault, code in {**EVERYWHERE, **ENVELOPES}.items()),
     *(("newoaks", "plain", fault, code) for fault, code in {**SPOILT, "error-in-stream": "vendor_failed"}.items()),
-    *(("quickchat", "plain", fault, code) for fault, code in QUICK.items()),
-    *(("quickchat-legacy", "stream", fault, code) for fault, code in QUICK.items()),
+    *(("quickchat", way, fault, code) for way in WAY_NAMES for fault, code in QUICK.items()),
+    *(("quickchat-legacy", way, fault, code) for way in WAY_NAMES for fault, code in QUICK.items()),
     *(("askhandle", way, fault, code) for way in WAY_NAMES for fault, code in {**EVERYWHERE, **SPOILT}.items()),
     *(("askhandle", way, fault, "vendor_no_answer") for way in WAY_NAMES for fault in ("terminated", "hand-off")),
     *(("misterturing", "plain", fault, code) for fault, code in {**EVERYWHERE, **BROKEN}.items()),
@@ -241,12 +241,20 @@ OPENING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("way", "fault"), list(zip(itertools.cycle(WAY_NAMES), OPENING)))
-async def test_fault_while_opening_has_its_row(failing: Stage, way: str, fault: str) -> None:
-    """Whatever fails while a session is opened was not delivered: the question is never sent, and may be repeated."""
-    vendor = failing.simulator.newoaks
+OPENERS = [
+    (model, way, fault)
+    for model in ("askhandle", "misterturing", "newoaks")
+    for way, fault in zip(itertools.cycle(WAY_NAMES), OPENING, strict=False)
+    if model == "newoaks" or not fault.startswith("envelope")
+]
+
+
+@pytest.mark.parametrize(("model", "way", "fault"), OPENERS)
+async def test_fault_while_opening_has_its_row(failing: Stage, model: str, way: str, fault: str) -> None:
+    """Whatever fails while a conversation is opened was not delivered: the question may be repeated."""
+    vendor = failing.simulator.vendors[model]
     vendor.fail(fault, on="open")
-    chat = Chat(failing.url, "newoaks", WAY_NAMES[way], more={"user": uuid4().hex})
+    chat = Chat(failing.url, model, WAY_NAMES[way], more={"user": uuid4().hex})
     assert is_row(await fault_of(chat), OPENING[fault])
     assert [call.operation for call in vendor.calls] == ["open"]
     chat.way = raw_plain
