@@ -36,6 +36,7 @@ Object = Mapping[str, Any]
 class AskHandleOptions(VendorOptions):
     """Either `token`, or `username` and `password` that one is fetched with. Poll times are seconds."""
 
+    bot_key = "username"
     vendor: Literal["askhandle"]
     token: HeaderSecret | None = None
     username: str = ""
@@ -51,15 +52,6 @@ class AskHandleOptions(VendorOptions):
         if login not in ((True, True), (False, False)) or login[0] == (self.token is not None):
             raise ValueError("needs either token, or username and password, and not both")
         return self
-
-    @property
-    def bot_id(self) -> str:
-        return self.username
-
-    @property
-    def credential(self) -> Mapping[str, SecretStr]:
-        given = {"token": self.token, "password": self.password}
-        return {key: secret for key, secret in given.items() if secret is not None}
 
 
 class AskHandle(HttpBot[AskHandleOptions]):

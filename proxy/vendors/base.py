@@ -53,6 +53,8 @@ _ERROR_CODE = re.compile(r"[A-Z_]{1,40}")
 class VendorOptions(ModelOptions):
     """What every vendor's entry has: an address, and whatever says which bot and by what right."""
 
+    bot_key: ClassVar[str]  # the name of the key that says which bot it is
+
     @model_validator(mode="before")
     @classmethod
     def _nothing_is_none(cls, entry: Any) -> Any:
@@ -72,12 +74,13 @@ class VendorOptions(ModelOptions):
     @property
     def bot_id(self) -> str:
         """Which of the account's bots this is; "" where the credential says it."""
-        raise NotImplementedError
+        return str(getattr(self, self.bot_key))
 
     @property
     def credential(self) -> Mapping[str, SecretStr]:
         """The configured secrets under the names of their keys."""
-        raise NotImplementedError
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in values.items() if isinstance(value, SecretStr)}
 
 
 OptionsT = TypeVar("OptionsT", bound=VendorOptions)

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
-from pydantic import SecretStr, field_validator
+from pydantic import field_validator
 
 from proxy.config import HeaderSecret
 from proxy.errors import NoAnswer, VendorRefused
@@ -27,6 +27,7 @@ LONGEST_HEAD = 2048  # bytes that are looked at to tell SSE from text that begin
 class MisterTuringOptions(VendorOptions):
     """Which assistant, and the development token. `deploy: start` publishes its latest state when the proxy starts."""
 
+    bot_key = "assistant_id"
     vendor: Literal["misterturing"]
     api_key: HeaderSecret
     assistant_id: str
@@ -41,14 +42,6 @@ class MisterTuringOptions(VendorOptions):
         if template.count("{key}") != 1 or not re.fullmatch(r"[!-~]([ -~]*[!-~])?", template):
             raise ValueError("must hold {key} once, in visible ASCII characters")
         return template
-
-    @property
-    def bot_id(self) -> str:
-        return self.assistant_id
-
-    @property
-    def credential(self) -> Mapping[str, SecretStr]:
-        return {"api_key": self.api_key}
 
 
 class MisterTuring(HttpBot[MisterTuringOptions]):

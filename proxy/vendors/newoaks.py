@@ -8,8 +8,6 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal, NoReturn
 
-from pydantic import SecretStr
-
 from proxy.config import HeaderSecret
 from proxy.errors import NoAnswer, VendorFailed
 from proxy.framing import JsonObjects, Pairs
@@ -23,18 +21,11 @@ Object = Mapping[str, Any]
 class NewOaksOptions(VendorOptions):
     """Which chatbot, and the account's secret key. White-label brands and the EU region have their own `base_url`."""
 
+    bot_key = "chatbot_id"
     vendor: Literal["newoaks"]
     secret_key: HeaderSecret
     chatbot_id: str
     base_url: str = "https://usapi.hottask.com"
-
-    @property
-    def bot_id(self) -> str:
-        return self.chatbot_id
-
-    @property
-    def credential(self) -> Mapping[str, SecretStr]:
-        return {"secret_key": self.secret_key}
 
 
 class NewOaks(HttpBot[NewOaksOptions]):

@@ -29,6 +29,7 @@ class QuickchatOptions(VendorOptions):
     `kb_topic` narrows the knowledge base to a tag in every call; `request` takes the tag from the request's metadata.
     """
 
+    bot_key = "scenario_id"
     vendor: Literal["quickchat"]
     scenario_id: str
     token: HeaderSecret | None = None
@@ -58,15 +59,6 @@ class QuickchatOptions(VendorOptions):
         if len(self.client_metadata) + bool(self.kb_topic) > METADATA_KEYS:
             raise ValueError(f"client_metadata and kb_topic make more than {METADATA_KEYS} keys")
         return self
-
-    @property
-    def bot_id(self) -> str:
-        return self.scenario_id
-
-    @property
-    def credential(self) -> Mapping[str, SecretStr]:
-        given = {"token": self.token, "api_key": self.api_key}
-        return {key: secret for key, secret in given.items() if secret is not None}
 
 
 class Quickchat(HttpBot[QuickchatOptions]):
