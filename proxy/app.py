@@ -90,6 +90,7 @@ def _rules(config: Config) -> Rules:
         secret=blake2b(secret.encode(), digest_size=32).digest() if secret else secrets.token_bytes(32),
         idle_ttl=settings.idle_ttl,
         linger=settings.linger,
+        marks=settings.marks,
         utility_prompts=settings.utility_prompts,
     )
 

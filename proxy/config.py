@@ -372,7 +372,7 @@ def is_loopback(host: str) -> bool:
 _PLANNED: Mapping[type[Section], Sequence[str]] = {
     Server: ("metrics", "playground"),
     Key: ("requests_per_minute",),
-    Conversation: ("marks",),
+    Conversation: (),
     Responses: ("transcripts",),
     ModelOptions: ("max_concurrency", "queue", "breaker", "tools", "max_tokens", "strict"),
 }

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from proxy.messages import Handle, Message, Parked
-from proxy.transcript import Chain, Chat, fields_digest, pack
+from proxy.transcript import Chain, Chat, canonical, canonical_text, fields_digest, pack
 
+LONGEST_MARK = 4096  # characters of a reply that are kept to recognise its beginning
 GRACE = 60.0  # seconds before the end of its time (5 % of it if that is less) in which a handle is left alone
 
 
@@ -57,45 +58,70 @@ class Stage:
 class Conversation:
     """One request's chat as the store knows it. `idle_ttl` is how long a vendor keeps a silent conversation (seconds).
 
-    `chain` is keyed and started with the partition, so labels of two partitions never meet.
+    `chain` is keyed and started with the partition, so labels of two partitions never meet. Without `marks` no text is
+    parked, and only exact heads match.
     """
 
-    def __init__(self, chat: Chat, chain: Chain, *, idle_ttl: float) -> None:
+    def __init__(self, chat: Chat, chain: Chain, *, idle_ttl: float, marks: bool = True) -> None:
         self.chat = chat
         self._chain = chain
         self._idle_ttl = idle_ttl
-        self._head = chain.head(chat.history)
+        self._marks = marks
+        self._expired = self._ambiguous = False
+        entries = list(canonical(chat.history))
+        self._last = entries.pop() if entries else None
+        self._before = chain.head_of(entries)
+        self._head = chain.head_of([self._last], self._before) if self._last else self._before
 
     def stages(self) -> Iterator[Stage]:
         """The tiers to be tried, best first; what a later one needs is computed only when it is reached."""
-        if self.chat.history:
+        if self._last:
             yield Stage("exact", [self._head.hex()])
+        if self._last and self._marks and not self._last.calls and self._last.text.count(" "):
+            yield Stage("interrupted", [_before(self._before)])
 
     def matches(self, stage: Stage, found: Sequence[Parked], now: float) -> Iterator[Continuation]:
         """The entries that may be taken, best first, each with what it makes of the request."""
-        for parked in found:
-            if self._is_fresh(parked, now):
-                yield Continuation("continued", stage.reason, parked)
+        fresh = [parked for parked in found if self._is_fresh(parked, now)]
+        if stage.reason == "exact":
+            self._expired = len(fresh) < len(found)
+        else:
+            fresh = [parked for parked in fresh if self._is_cut_short(parked)]
+            if len({parked.labels[0] for parked in fresh}) > 1:  # it may have been any of several replies
+                self._ambiguous = True
+                return
+        for parked in fresh:
+            yield Continuation("continued", stage.reason, parked)
 
-    def unmatched(self, found: Sequence[Parked], *, in_use: bool) -> Continuation:
+    def unmatched(self, *, in_use: bool) -> Continuation:
         """The answer when nothing could be taken: a new vendor conversation, which gets the history as a recap."""
-        if not self.chat.history:
-            return Continuation("opened")
-        reason = "in-use" if in_use else "expired" if found else "unknown-history"
-        return self.rebuilt(reason)
+        reasons = {"in-use": in_use, "ambiguous": self._ambiguous, "expired": self._expired, "unknown-history": True}
+        return self.rebuilt(next(reason for reason, holds in reasons.items() if holds))
 
     def rebuilt(self, reason: str) -> Continuation:
         """A new vendor conversation that is told the whole history."""
         if not self.chat.history:
-            return Continuation("opened", reason)
+            return Continuation("opened")
         return Continuation("rebuilt", reason, untold=self.chat.history)
 
     def parked(self, handle: Handle, reply: str, now: float) -> Parked:
         """The entry for a handle that has answered this turn, at the head of history, turn and reply as given."""
-        head = self._chain.head([*self.chat.turn, Message("assistant", reply)], self._head)
-        return Parked(
-            id=uuid4().hex, handle=handle, labels=[head.hex()], marks={}, spoken_at=now, ttl=2 * self._idle_ttl
-        )
+        said = Message("assistant", reply)
+        before = self._chain.head(self.chat.turn, self._head)
+        labels, marks = [self._chain.head([said], before).hex()], {}
+        if self._marks:
+            labels.append(_before(before))
+            marks["reply"] = canonical_text(said)[:LONGEST_MARK]
+        return Parked(id=uuid4().hex, handle=handle, labels=labels, marks=marks, spoken_at=now, ttl=2 * self._idle_ttl)
 
     def _is_fresh(self, parked: Parked, now: float) -> bool:
         return now - parked.spoken_at < self._idle_ttl - min(GRACE, 0.05 * self._idle_ttl)
+
+    def _is_cut_short(self, parked: Parked) -> bool:
+        """Whether the client's last assistant message is the beginning of the reply that this entry ends in."""
+        return self._last is not None and parked.marks.get("reply", "").startswith(self._last.text)
+
+
+def _before(head: bytes) -> str:
+    """The label of a reply's predecessor: where replies are looked for that the client knows only in part."""
+    return f"{head.hex()}+"

@@ -43,6 +43,7 @@ class Rules:
     secret: bytes
     idle_ttl: float
     linger: float
+    marks: bool = True
     utility_prompts: Sequence[re.Pattern[str]] = ()
 
 
@@ -101,7 +102,8 @@ class Relay:
             forwarded=model.bot.forwarded(turn),
         )
         chain = Chain(self._rules.secret, partition.digest())
-        return Conversation(chat, chain, idle_ttl=model.options.idle_ttl or self._rules.idle_ttl)
+        idle_ttl = model.options.idle_ttl or self._rules.idle_ttl
+        return Conversation(chat, chain, idle_ttl=idle_ttl, marks=self._rules.marks)
 
     def _is_utility(self, chat: Chat) -> bool:
         newest = chat.turn[-1].text  # whatever its role: some are system messages
@@ -151,12 +153,11 @@ class Relay:
         """Take the best parked handle; of many callers that want the same one, one gets it."""
         if utility:
             return replace(conversation.rebuilt(""), how="utility")
-        seen: Sequence[Parked] = ()
         in_use = False
         try:
             for stage in conversation.stages():
-                seen = await self._store.find(stage.labels)
-                for continuation in conversation.matches(stage, seen, self._clock()):
+                found = await self._store.find(stage.labels)
+                for continuation in conversation.matches(stage, found, self._clock()):
                     assert continuation.parked is not None
                     if taken := await self._store.take(continuation.parked.id):
                         return replace(continuation, parked=taken)
@@ -164,7 +165,7 @@ class Relay:
                 in_use = in_use or any(self._in_use[label] for label in stage.labels)
         except StoreUnavailable:
             return conversation.rebuilt("store-unavailable")
-        return conversation.unmatched(seen, in_use=in_use)
+        return conversation.unmatched(in_use=in_use)
 
     async def _said(
         self, model: Model, conversation: Conversation, plain: Turn, continuation: Continuation, record: TurnRecord

@@ -17,8 +17,7 @@ def conversation(*messages: Message, partition: Partition = PARTITION, idle_ttl:
 
 
 def label(of: Conversation) -> str:
-    (stage,) = of.stages()
-    return stage.labels[0]
+    return next(of.stages()).labels[0]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_a_parked_handle_is_found_by_the_next_turn() -> None:
 
     parked = first.parked(Handle({"id": 1}), "b", now=0)
 
-    assert [label(conversation(*ASKED))] == parked.labels
+    assert label(conversation(*ASKED)) == parked.labels[0]
 
 
 def test_a_first_turn_looks_nothing_up() -> None:
@@ -59,14 +58,14 @@ def test_a_first_turn_looks_nothing_up() -> None:
     first = conversation(Message("user", "a"))
 
     assert list(first.stages()) == []
-    assert first.unmatched([], in_use=False).how == "opened"
+    assert first.unmatched(in_use=False).how == "opened"
 
 
 @pytest.mark.parametrize(("age", "taken"), [(0, True), (949, True), (951, False), (2000, False)])
 def test_a_handle_near_its_end_is_left_alone(age: float, taken: bool) -> None:
     """An entry is taken only while the vendor spoke less than the idle time less 5 % ago."""
     asked = conversation(*ASKED)
-    (stage,) = asked.stages()
+    stage = next(asked.stages())
     entry = Parked("1", Handle({}), stage.labels, {}, spoken_at=0, ttl=2000)
 
     assert bool(list(asked.matches(stage, [entry], now=age))) == taken
@@ -75,7 +74,7 @@ def test_a_handle_near_its_end_is_left_alone(age: float, taken: bool) -> None:
 def test_the_grace_is_a_minute_at_most() -> None:
     """With long idle times only the last minute is left alone."""
     asked = conversation(*ASKED, idle_ttl=10_000)
-    (stage,) = asked.stages()
+    stage = next(asked.stages())
     entry = Parked("1", Handle({}), stage.labels, {}, spoken_at=0, ttl=20_000)
 
     assert list(asked.matches(stage, [entry], now=9_930))
@@ -85,12 +84,55 @@ def test_the_grace_is_a_minute_at_most() -> None:
 def test_rebuilding_says_why() -> None:
     """What could not be continued is rebuilt with the whole history, and the reason is told."""
     asked = conversation(*ASKED)
-    stale = Parked("1", Handle({}), [], {}, spoken_at=0, ttl=1)
 
-    assert asked.unmatched([], in_use=False).reason == "unknown-history"
-    assert asked.unmatched([stale], in_use=False).reason == "expired"
-    assert asked.unmatched([], in_use=True).reason == "in-use"
-    assert asked.unmatched([], in_use=False).untold == asked.chat.history
+    assert asked.unmatched(in_use=False).reason == "unknown-history"
+    assert asked.unmatched(in_use=True).reason == "in-use"
+    assert asked.unmatched(in_use=False).untold == asked.chat.history
+
+    stale = Parked("1", Handle({}), [], {}, spoken_at=0, ttl=1)
+    assert list(asked.matches(next(asked.stages()), [stale], now=9999)) == []
+    assert asked.unmatched(in_use=False).reason == "expired"
+
+
+def interrupted(said: str, *replies: str) -> list[str]:
+    """How a chat goes on whose client knows `said`, where its conversations said `replies` in full."""
+    first = conversation(Message("user", "a"))
+    entries = [first.parked(Handle({}), reply, now=0) for reply in replies]
+    asked = conversation(Message("user", "a"), Message("assistant", said), Message("user", "c"))
+    stages = list(asked.stages())
+    found = [[entry for entry in entries if {*stage.labels} & {*entry.labels}] for stage in stages]
+    pairs = zip(stages, found, strict=True)
+    went = [match.reason for stage, seen in pairs for match in asked.matches(stage, seen, now=1)]
+    return went or [asked.unmatched(in_use=False).reason]
+
+
+@pytest.mark.parametrize(
+    ("said", "replies", "went"),
+    [
+        ("one two", ["one two three"], ["interrupted"]),
+        ("one  two\nthr", ["one two three"], ["interrupted"]),
+        ("one", ["one two three"], ["unknown-history"]),
+        ("one too", ["one two three"], ["unknown-history"]),
+        ("one two three four", ["one two three"], ["unknown-history"]),
+        ("one two", ["one two three", "one two three"], ["interrupted", "interrupted"]),
+        ("one two", ["one two three", "one two four"], ["ambiguous"]),
+        ("one two", ["one two", "one two four"], ["exact"]),
+        ("x " * 2048, ["x " * 9000], ["interrupted"]),
+        ("x " * 2049, ["x " * 9000], ["unknown-history"]),
+    ],
+)
+def test_a_reply_cut_short_is_recognised(said: str, replies: list[str], went: list[str]) -> None:
+    """A history whose last reply is the beginning of exactly one that was given, of two words or more, continues it."""
+    assert interrupted(said, *replies) == went
+
+
+def test_without_marks_no_text_is_parked() -> None:
+    """With marks off an entry holds no text, and only exact heads are looked up."""
+    plain = Conversation(cut(ASKED), Chain(b"key", PARTITION.digest()), idle_ttl=9, marks=False)
+    entry = plain.parked(Handle({}), "the reply", now=0)
+
+    assert (len(entry.labels), entry.marks) == (1, {})
+    assert [stage.reason for stage in plain.stages()] == ["exact"]
 
 
 def test_an_entry_outlives_its_use() -> None:

@@ -463,3 +463,31 @@ async def test_a_bot_that_ends_without_finish_has_failed() -> None:
         await house.told(user("a"))
 
     assert house.parked == 0
+
+
+async def test_a_stopped_reply_is_continued() -> None:
+    """A chat whose client stopped listening in the midst goes on in the same conversation, under what it heard."""
+    house, gate = House(linger=5), asyncio.Event()
+    house.bot.cues.append(Cue(pieces=("I will tell you ", "everything"), wait=gate))
+    reply = house.ask(user("a"))
+    with reply.listen() as listener:
+        (heard,) = await listener.hear()
+    assert isinstance(heard, Delta)
+    gate.set()
+    await reply.ended
+    chat = [user("a"), Message("assistant", heard.text)]
+
+    assert await house.said("b", chat) == "continued interrupted"
+    assert await house.said("c", chat) == "continued exact"
+    assert list(house.bot.conversations) == [1]
+
+
+async def test_a_beginning_of_two_replies_is_ambiguous() -> None:
+    """Where a truncated reply may have been any of several, a new conversation is opened."""
+    house = House()
+    for end in ("this", "that"):
+        house.bot.cues.append(Cue(pieces=("It was ", end)))
+        await house.told(user("a"))
+
+    assert await house.said("b", [user("a"), Message("assistant", "It was")]) == "rebuilt ambiguous"
+    assert house.parked == 3
