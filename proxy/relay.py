@@ -4,9 +4,10 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from proxy.config import ModelOptions
 from proxy.conversation import Continuation, Conversation, Partition
@@ -24,7 +25,7 @@ from proxy.messages import Ask, Delta, Event, Finish, Handle, Message, Parked, T
 from proxy.ports import Bot, ConversationStore
 from proxy.reply import Reply, Said
 from proxy.telemetry import Sink, log
-from proxy.transcript import Chain, Chat, canonical_text, cut, recap, says_nothing
+from proxy.transcript import Chain, Chat, canonical_text, cut, recap, says_nothing, undated
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,15 @@ class Relay:
             bot=model.bot.identity,
             end_user=ask.end_user,
             scope=ask.scope,
-            forwarded=model.bot.forwarded(turn),
+            forwarded=self._dateless(model.bot.forwarded(turn)),
         )
         chain = Chain(self._rules.secret, partition.digest())
         idle_ttl = model.options.idle_ttl or self._rules.idle_ttl
         return Conversation(chat, chain, idle_ttl=idle_ttl, marks=self._rules.marks)
+
+    def _dateless(self, forwarded: Mapping[str, str]) -> Mapping[str, str]:
+        today = datetime.fromtimestamp(self._clock(), UTC).date()
+        return {**forwarded, "priming": undated(forwarded.get("priming", ""), today)}
 
     def _is_utility(self, chat: Chat) -> bool:
         newest = chat.turn[-1].text  # whatever its role: some are system messages

@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import groupby, takewhile
 from json import dumps, loads
@@ -105,6 +107,29 @@ class Chain:
 
     def _digest(self, before: bytes, content: bytes) -> bytes:
         return blake2b(before + content, digest_size=DIGEST_BYTES, key=self._key).digest()
+
+
+def undated(text: str, today: date) -> str:
+    """A system prompt without the date of these days, and the time beside it: front ends put them there each time.
+
+    Nothing else is masked: a date further off is what the prompt is about, an id is usually whose chat it is.
+    """
+    return _dates_about(today).sub("[date]", text)
+
+
+@lru_cache(maxsize=4)
+def _dates_about(today: date) -> re.Pattern[str]:
+    """Yesterday, today and tomorrow in the usual ways of writing, with a weekday, and a time before or after."""
+    ways: list[str] = []
+    for day in (today + timedelta(days=offset) for offset in (-1, 0, 1)):
+        d, m, y = f"0?{day.day}", f"0?{day.month}", day.year
+        name = rf"(?:{day:%B}|{day:%b})\.?"
+        ways += [rf"{y}[-/.]{m}[-/.]{d}", rf"{d}[-/.]{m}[-/.]{y}", rf"{m}[-/.]{d}[-/.]{y}"]
+        ways += [rf"{name} {d}(?:st|nd|rd|th)?,? {y}", rf"{d}(?:st|nd|rd|th|\.)? {name},? {y}"]
+    clock = r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[ap]\.?m\b\.?)?(?: ?(?:Z|UTC|GMT|[+-]\d{2}:?\d{2})\b)?"
+    weekday = r"(?:(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?\.?,? )?"
+    pattern = rf"(?<!\w)(?:{clock},? (?:on )?)?{weekday}(?:{'|'.join(ways)})(?:(?:,? (?:at )?|T){clock})?(?!\w)"
+    return re.compile(pattern, re.IGNORECASE)
 
 
 def fields_digest(fields: Mapping[str, str]) -> bytes:

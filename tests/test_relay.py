@@ -491,3 +491,14 @@ async def test_a_beginning_of_two_replies_is_ambiguous() -> None:
 
     assert await house.said("b", [user("a"), Message("assistant", "It was")]) == "rebuilt ambiguous"
     assert house.parked == 3
+
+
+async def test_the_clock_in_a_system_prompt_does_not_part() -> None:
+    """A chat whose front end writes date and time into its system prompt stays one conversation, over midnight too."""
+    house, chat = House(), [Message("system", "Be kind. It is 1970-01-01 00:16.")]
+    await house.said("a", chat)
+    chat[0] = Message("system", "Be kind. It is 1970-01-02 00:01.")
+
+    assert await house.said("b", chat) == "continued exact"
+    chat[0] = Message("system", "Be rude. It is 1970-01-02 00:01.")
+    assert await house.said("c", chat) == "rebuilt unknown-history"

@@ -1,13 +1,14 @@
 """The canonical form, the chain, what is cut and how it is told."""
 
 from collections.abc import Sequence
+from datetime import date
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.messages import Attachment, Message, ToolCall, Turn
-from proxy.transcript import Chain, canonical, canonical_text, compose, cut, pack, recap
+from proxy.transcript import Chain, canonical, canonical_text, compose, cut, pack, recap, undated
 
 
 def user(text: str) -> Message:
@@ -223,3 +224,32 @@ def test_recap_cuts_a_message_that_is_too_long_by_itself() -> None:
 def test_recap_of_nothing_is_nothing() -> None:
     """No history, no recap."""
     assert recap([], max_chars=100) == ""
+
+
+TODAY = date(2026, 11, 2)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2026-11-02", "2026-11-01", "2026-11-03", "2026/11/02", "02.11.2026", "2/11/2026", "11/2/2026",
+        "November 2, 2026", "Nov 2 2026", "2 November 2026", "2nd Nov. 2026", "Monday, November 2nd, 2026",
+        "2026-11-02T14:05:33Z", "2026-11-02 14:05", "11/2/2026, 2:05:33 PM", "Mon, 2 Nov 2026 14:05:33 GMT",
+        "14:05 on November 2, 2026", "2026-11-02T14:05:33.123+01:00", "november 2, 2026 at 2:05 p.m.",
+    ],
+)  # fmt: skip
+def test_the_date_of_these_days_is_masked(written: str) -> None:
+    """A date of yesterday, today or tomorrow, with a weekday and a time beside it, counts nothing in a prompt."""
+    assert undated(f"You help. Now: {written}.", TODAY) in ("You help. Now: [date].", "You help. Now: [date]")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2026-11-04", "2025-11-02", "12026-11-02", "2026-11-021", "14:05", "version 2.11.20265", "November 2",
+        "5f0c7c3e-0000-4000-8000-202611020000", "2 of 11", "Monday",
+    ],
+)  # fmt: skip
+def test_nothing_else_is_masked(written: str) -> None:
+    """Other dates, times by themselves, ids and numbers stay."""
+    assert undated(f"See {written} there", TODAY) == f"See {written} there"
