@@ -7,6 +7,8 @@ the entries found there fit.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from uuid import uuid4
 
 from proxy.messages import Handle, Message, Parked
@@ -59,14 +61,16 @@ class Conversation:
     """One request's chat as the store knows it. `idle_ttl` is how long a vendor keeps a silent conversation (seconds).
 
     `chain` is keyed and started with the partition, so labels of two partitions never meet. Without `marks` no text is
-    parked, and only exact heads match.
+    parked, and no reply is recognised by its beginning; without `recap` nothing may be told that was not seen.
     """
 
-    def __init__(self, chat: Chat, chain: Chain, *, idle_ttl: float, marks: bool = True) -> None:
+    def __init__(self, chat: Chat, chain: Chain, *, idle_ttl: float, marks: bool = True, recap: bool = True) -> None:
         self.chat = chat
         self._chain = chain
         self._idle_ttl = idle_ttl
         self._marks = marks
+        self._recap = recap
+        self._untold: Mapping[str, Sequence[Message]] = {}
         self._expired = self._ambiguous = False
         entries = list(canonical(chat.history))
         self._last = entries.pop() if entries else None
@@ -79,12 +83,18 @@ class Conversation:
             yield Stage("exact", [self._head.hex()])
         if self._last and self._marks and not self._last.calls and self._last.text.count(" "):
             yield Stage("interrupted", [_before(self._before)])
+        if self._recap and (earlier := self._earlier()):
+            self._untold = earlier
+            yield Stage("caught-up", list(earlier))
 
     def matches(self, stage: Stage, found: Sequence[Parked], now: float) -> Iterator[Continuation]:
         """The entries that may be taken, best first, each with what it makes of the request."""
         fresh = [parked for parked in found if self._is_fresh(parked, now)]
         if stage.reason == "exact":
             self._expired = len(fresh) < len(found)
+        elif stage.reason == "caught-up":
+            yield from self._catching_up(fresh)
+            return
         else:
             fresh = [parked for parked in fresh if self._is_cut_short(parked)]
             if len({parked.labels[0] for parked in fresh}) > 1:  # it may have been any of several replies
@@ -92,6 +102,20 @@ class Conversation:
                 return
         for parked in fresh:
             yield Continuation("continued", stage.reason, parked)
+
+    def _earlier(self) -> dict[str, Sequence[Message]]:
+        """Labels of earlier heads, the latest first, with what came after; each covers half of the history or more."""
+        parts = [tuple(part) for _, part in groupby(self.chat.history, key=attrgetter("role"))]
+        heads = list(self._chain.heads(self.chat.history))
+        ends = [end for end in range(len(parts) - 1, 0, -1) if 2 * end >= len(parts) and heads[end - 1] != self._head]
+        at_replies = [end for end in ends if parts[end - 1][0].role == "assistant"]
+        return {heads[end - 1].hex(): tuple(m for part in parts[end:] for m in part) for end in at_replies}
+
+    def _catching_up(self, fresh: Sequence[Parked]) -> Iterator[Continuation]:
+        for label, untold in self._untold.items():
+            for parked in fresh:
+                if parked.labels[0] == label:
+                    yield Continuation("caught-up", "", parked, untold)
 
     def unmatched(self, *, in_use: bool) -> Continuation:
         """The answer when nothing could be taken: a new vendor conversation, which gets the history as a recap."""

@@ -104,7 +104,8 @@ class Relay:
         )
         chain = Chain(self._rules.secret, partition.digest())
         idle_ttl = model.options.idle_ttl or self._rules.idle_ttl
-        return Conversation(chat, chain, idle_ttl=idle_ttl, marks=self._rules.marks)
+        recap_too = model.options.recap == "forward" and bool(model.options.recap_max_chars)
+        return Conversation(chat, chain, idle_ttl=idle_ttl, marks=self._rules.marks, recap=recap_too)
 
     def _dateless(self, forwarded: Mapping[str, str]) -> Mapping[str, str]:
         today = datetime.fromtimestamp(self._clock(), UTC).date()

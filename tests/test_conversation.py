@@ -135,6 +135,53 @@ def test_without_marks_no_text_is_parked() -> None:
     assert [stage.reason for stage in plain.stages()] == ["exact"]
 
 
+def talk(*texts: str) -> list[Message]:
+    """Texts of a user and an assistant in turn."""
+    return [Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("seen", "untold"),
+    [
+        (6, []),
+        (4, ["e", "f"]),
+        (3, None),
+        (2, None),
+    ],
+)
+def test_a_conversation_that_knows_the_beginning_is_caught_up(seen: int, untold: list[str] | None) -> None:
+    """A conversation that stands for an earlier head, of half the history at least, gets a recap of the rest."""
+    chat = talk(*"abcdefg")
+    entry = conversation(*chat[: seen - 1]).parked(Handle({}), chat[seen - 1].text, now=0) if seen % 2 == 0 else None
+    asked = conversation(*chat)
+    went = [
+        match
+        for stage in asked.stages()
+        for match in asked.matches(stage, [entry] if entry and {*stage.labels} & {*entry.labels} else [], now=1)
+    ]
+
+    assert [message.text for message in went[0].untold] == untold if untold is not None else went == []
+
+
+def test_the_longest_beginning_is_preferred() -> None:
+    """Of several conversations that know a beginning the one that knows most is caught up first."""
+    chat = talk(*"abcdefghi")
+    entries = [conversation(*chat[: n - 1]).parked(Handle({"n": n}), chat[n - 1].text, now=n) for n in (4, 6)]
+    asked = conversation(*chat)
+    stage = list(asked.stages())[-1]
+
+    handles = [match.parked.handle.data["n"] for match in asked.matches(stage, entries, now=9) if match.parked]
+    assert (stage.reason, handles) == ("caught-up", [6, 4])
+
+
+def test_without_recap_nobody_is_caught_up() -> None:
+    """Where no recap may be told, earlier heads are not looked up."""
+    chain = Chain(b"key", PARTITION.digest())
+    asked = Conversation(cut(talk(*"abcdefg")), chain, idle_ttl=9, recap=False)
+
+    assert [stage.reason for stage in asked.stages()] == ["exact"]
+
+
 def test_an_entry_outlives_its_use() -> None:
     """An entry is kept twice as long as it may be resumed, so that `expired` can be told from `unknown-history`."""
     parked = conversation(Message("user", "a"), idle_ttl=50).parked(Handle({}), "b", now=7)

@@ -502,3 +502,19 @@ async def test_the_clock_in_a_system_prompt_does_not_part() -> None:
     assert await house.said("b", chat) == "continued exact"
     chat[0] = Message("system", "Be rude. It is 1970-01-02 00:01.")
     assert await house.said("c", chat) == "rebuilt unknown-history"
+
+
+async def test_a_model_switched_and_back_is_caught_up() -> None:
+    """A conversation that missed some turns, spoken with another model, is told of those and goes on."""
+    house, chat = House(), list[Message]()
+    for text in "ab":
+        await house.said(text, chat)
+    chat += [user("asked another model"), Message("assistant", "it answered")]
+
+    assert await house.said("back again", chat) == "caught-up"
+    sent = house.bot.conversations[1][4]
+    assert "User: asked another model\nAssistant: it answered\n" in sent
+    assert "reply 1 to a" not in sent
+    assert sent.endswith("\n\nback again")
+    assert await house.said("c", chat) == "continued exact"
+    assert list(house.bot.conversations) == [1]

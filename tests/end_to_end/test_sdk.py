@@ -570,11 +570,13 @@ async def test_tool_messages_are_part_of_a_turn(vendor: Vendor, chat: Chat) -> N
         {"role": "tool", "tool_call_id": "call_1", "content": "Sunny, 21 degrees"},
     ]
     first = await chat.ask()
-    assert first.how == "rebuilt unknown-history"
+    assert first.how == "caught-up", "it knows half of the history, and is told the other half"
     chat.messages.append({"role": "assistant", "content": first.text})
     call["function"] = {"name": "weather", "arguments": '{"a":2,"b":1}'}
     assert (await chat.say("Thanks")).how == "continued exact"
-    assert heard_by(vendor)[1][0].endswith("\n\nSunny, 21 degrees")
+    assert heard_by(vendor)[0][1].endswith("\n\nSunny, 21 degrees")
+    assert "What is the weather?" in heard_by(vendor)[0][1]
+    assert TURNS[0] not in heard_by(vendor)[0][1]
 
 
 # --- usage, headers
