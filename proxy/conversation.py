@@ -7,7 +7,7 @@ the entries found there fit.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from uuid import uuid4
 
@@ -51,10 +51,11 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One tier of matching: where to look."""
+    """One tier of matching: where to look, and how many messages each of these heads covers where it is not all."""
 
     reason: str
     labels: Sequence[str]
+    covers: Sequence[int] = ()
 
 
 class Conversation:
@@ -70,7 +71,6 @@ class Conversation:
         self._idle_ttl = idle_ttl
         self._marks = marks
         self._recap = recap
-        self._untold: Mapping[str, Sequence[Message]] = {}
         self._expired = self._ambiguous = False
         entries = list(canonical(chat.history))
         self._last = entries.pop() if entries else None
@@ -83,9 +83,8 @@ class Conversation:
             yield Stage("exact", [self._head.hex()])
         if self._last and self._marks and not self._last.calls and self._last.text.count(" "):
             yield Stage("interrupted", [_before(self._before)])
-        if self._recap and (earlier := self._earlier()):
-            self._untold = earlier
-            yield Stage("caught-up", list(earlier))
+        if self._recap and (earlier := self._earlier()).labels:
+            yield earlier
 
     def matches(self, stage: Stage, found: Sequence[Parked], now: float) -> Iterator[Continuation]:
         """The entries that may be taken, best first, each with what it makes of the request."""
@@ -93,7 +92,7 @@ class Conversation:
         if stage.reason == "exact":
             self._expired = len(fresh) < len(found)
         elif stage.reason == "caught-up":
-            yield from self._catching_up(fresh)
+            yield from self._catching_up(stage, fresh)
             return
         else:
             fresh = [parked for parked in fresh if self._is_cut_short(parked)]
@@ -103,19 +102,23 @@ class Conversation:
         for parked in fresh:
             yield Continuation("continued", stage.reason, parked)
 
-    def _earlier(self) -> dict[str, Sequence[Message]]:
-        """Labels of earlier heads, the latest first, with what came after; each covers half of the history or more."""
-        parts = [tuple(part) for _, part in groupby(self.chat.history, key=attrgetter("role"))]
+    def _earlier(self) -> Stage:
+        """The heads at earlier replies that cover half of the history or more, the latest first."""
         heads = list(self._chain.heads(self.chat.history))
-        ends = [end for end in range(len(parts) - 1, 0, -1) if 2 * end >= len(parts) and heads[end - 1] != self._head]
-        at_replies = [end for end in ends if parts[end - 1][0].role == "assistant"]
-        return {heads[end - 1].hex(): tuple(m for part in parts[end:] for m in part) for end in at_replies}
+        roles = [role for role, _ in groupby(self.chat.history, key=attrgetter("role"))]
+        counts = [n for n in range(len(heads) - 1, 0, -1) if 2 * n >= len(heads) and roles[n - 1] == "assistant"]
+        return Stage("caught-up", [heads[n - 1].hex() for n in counts], counts)
 
-    def _catching_up(self, fresh: Sequence[Parked]) -> Iterator[Continuation]:
-        for label, untold in self._untold.items():
-            for parked in fresh:
-                if parked.labels[0] == label:
-                    yield Continuation("caught-up", "", parked, untold)
+    def _catching_up(self, stage: Stage, fresh: Sequence[Parked]) -> Iterator[Continuation]:
+        covers = dict(zip(stage.labels, stage.covers, strict=True))
+        known = [parked for parked in fresh if parked.labels[0] in covers]
+        for parked in sorted(known, key=lambda parked: -covers[parked.labels[0]]):
+            yield Continuation("caught-up", "", parked, self._after(covers[parked.labels[0]]))
+
+    def _after(self, count: int) -> Sequence[Message]:
+        """What the history holds behind so many canonical messages, as the client sent it."""
+        parts = groupby(self.chat.history, key=attrgetter("role"))
+        return tuple(message for _, part in islice(parts, count, None) for message in part)
 
     def unmatched(self, *, in_use: bool) -> Continuation:
         """The answer when nothing could be taken: a new vendor conversation, which gets the history as a recap."""

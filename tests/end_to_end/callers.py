@@ -5,7 +5,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionChunk
 
 from proxy.simulator import Vendor
+from tests.conftest import Stage
 
 MODELS = ("askhandle", "misterturing", "newoaks", "quickchat", "quickchat-legacy")
 SSL = ssl.create_default_context()  # made once: it is most of what a client costs
@@ -304,3 +305,15 @@ def question(model: str, *texts: str, **more: Any) -> dict[str, Any]:
         "messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)],
         **more,
     }
+
+
+def fresh(built: Stage) -> Iterator[Stage]:
+    """A stage with vendors as new; afterwards they have seen nothing that their documents forbid."""
+    for vendor in built.simulator.vendors.values():
+        vendor.reset()
+        vendor.latency = vendor.gap = 0
+    yield built
+    for vendor in built.simulator.vendors.values():
+        assert vendor.violations == []
+        vendor.reset()
+        vendor.latency = vendor.gap = 0

@@ -27,6 +27,7 @@ from tests.end_to_end.callers import (
     async_stream,
     call,
     calling,
+    fresh,
     heard_by,
     question,
     raw_plain,
@@ -98,15 +99,6 @@ def odd_stage() -> Iterator[Stage]:
 def keyed() -> Iterator[Stage]:
     with stage(models=ENTRIES, keys=KEYS) as built:
         yield built
-
-
-def fresh(built: Stage) -> Iterator[Stage]:
-    for vendor in built.simulator.vendors.values():
-        vendor.reset()
-    yield built
-    for vendor in built.simulator.vendors.values():
-        assert vendor.violations == []
-        vendor.reset()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tests.end_to_end.callers import (
     async_plain,
     call,
     calling,
+    fresh,
     heard_by,
     question,
     request_bytes,
@@ -46,17 +47,6 @@ def hasty_stage() -> Iterator[Stage]:
     """An unheard reply may run on, but not for long."""
     with stage(conversation={"linger": 0.3}, server=GRACE) as built:
         yield built
-
-
-def fresh(built: Stage) -> Iterator[Stage]:
-    for vendor in built.simulator.vendors.values():
-        vendor.reset()
-        vendor.latency = vendor.gap = 0
-    yield built
-    for vendor in built.simulator.vendors.values():
-        assert vendor.violations == []
-        vendor.reset()
-        vendor.latency = vendor.gap = 0
 
 
 @pytest.fixture
