@@ -1,7 +1,6 @@
 """A configuration becomes an ASGI application: the one place where bots, store, relay and doors meet."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ from starlette.routing import Mount, Route, Router
 
 from proxy.auth import Authenticate
 from proxy.config import Config
-from proxy.errors import ProxyError, ShuttingDown
+from proxy.errors import ProxyError, ShuttingDown, StoreUnavailable
 from proxy.messages import Key
 from proxy.openai.chat import ChatCompletions, Limits, Whereabouts
 from proxy.openai.errors import Envelope
@@ -66,7 +65,7 @@ def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) 
         await store.aclose()
 
     app = Starlette(
-        routes=[*_probes(relay), _doors(config, relay, models)],
+        routes=[*_probes(relay, store), _doors(config, relay, models)],
         middleware=_middleware(config, relay),
         exception_handlers={HTTPException: _pass_on, ProxyError: _pass_on},
         lifespan=lifespan,
@@ -87,7 +86,7 @@ def _rules(config: Config) -> Rules:
     settings = config.conversation
     secret = settings.secret.get_secret_value()
     return Rules(
-        secret=blake2b(secret.encode(), digest_size=32).digest() if secret else secrets.token_bytes(32),
+        secret=blake2b(secret.encode(), digest_size=32).digest() if secret else None,
         idle_ttl=settings.idle_ttl,
         linger=settings.linger,
         marks=settings.marks,
@@ -114,12 +113,23 @@ def _doors(config: Config, relay: Relay, models: dict[str, Model]) -> Mount:
     return Mount("/v1", Router(routes, redirect_slashes=False), middleware=[Middleware(Authenticate, keys=keys)])
 
 
-def _probes(relay: Relay) -> list[Route]:
+def _probes(relay: Relay, store: ConversationStore) -> list[Route]:
+    reached = False
+
     async def alive(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        return JSONResponse({"status": "draining"}, 503) if relay.draining else JSONResponse({"status": "ok"})
+        nonlocal reached
+        if relay.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        try:
+            await store.secret()
+        except StoreUnavailable:  # requests are answered all the same, but a new process had better wait for it
+            status = {"status": "ok"} if reached else {"status": "starting"}
+            return JSONResponse({**status, "store": "unreachable"}, 200 if reached else 503)
+        reached = True
+        return JSONResponse({"status": "ok"})
 
     return [Route("/healthz", alive), Route("/readyz", ready)]
 

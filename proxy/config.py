@@ -25,6 +25,7 @@ UTILITY_PROMPTS = (
     r"^### Task:\s+(Generate|Suggest|Analyze the chat history|You are an autocompletion system)\b",  # Open WebUI
     r"^Your task is to reflect the speaker's likely facial expression through a fitting emoji",  # Open WebUI
     r"^Provide a concise, 5-word-or-less title for the conversation",  # LibreChat
+    r"^Please generate a concise title \(max 40 characters\) for a conversation",  # LibreChat
     r"^Analyze this conversation and provide:\s+1\. The detected language of the conversation",  # LibreChat
     r"^Please generate a four to five word title summarizing our conversation",  # NextChat
     r"^Summarize the discussion briefly in 200 words or less to use as a prompt for future context",  # NextChat

@@ -79,7 +79,9 @@ class Ask:
     """What a client wants: the whole chat as it sees it, and who it is.
 
     `tenant` is the name of the caller's key, `scope` a conversation id that the client happens to send ("" if none),
-    `end_user` the person behind the client. `stream` says whether the reply is wanted piece by piece.
+    `end_user` the person behind the client. `stream` says whether the reply is wanted piece by piece. `body` is a
+    digest of all the client sent, `stream` apart: with `repeated` (the client says that it tries again) or with an
+    equal `idempotency_key` an equal body is the same ask once more.
     """
 
     tenant: str
@@ -89,6 +91,9 @@ class Ask:
     contact: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     stream: bool = False
+    body: bytes = b""
+    repeated: bool = False
+    idempotency_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,8 @@ class Turn:
     seen that history (None: open one). `priming` is the system prompt to be handed over and `recap` the block
     that tells a conversation what it has not seen; both are "" when there is nothing to tell. `end_user` and
     `contact` (email, phone_number, nickname) name the person, `metadata` is what the client attached, and
-    `stream` says whether the client wants the reply piece by piece.
+    `stream` says whether the client wants the reply piece by piece. `priming_changed`: the conversation was told
+    another system prompt than this one.
     """
 
     new: Sequence[Message]
@@ -111,6 +117,12 @@ class Turn:
     contact: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     stream: bool = False
+    priming_changed: bool = False
+
+    @property
+    def primes(self) -> bool:
+        """Whether a conversation that remembers its system prompt must be told this one."""
+        return self.handle is None or self.priming_changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ class TurnRecord:
     """One turn at one bot, filled in while it runs. Times are seconds of a monotonic clock.
 
     `how` and `reason` are what `x-parley-conversation` and `x-parley-reason` tell; `outcome` is "ok", an error code,
-    "left" (nobody listened any more) or "" while it runs.
+    "left" (nobody listened any more) or "" while it runs. `renamed`: the vendor changed its conversation's id.
     """
 
     model: str
@@ -146,6 +158,7 @@ class TurnRecord:
     ended: float | None = None
     deltas: int = 0
     parked: bool = False
+    renamed: bool = False
     heard: bool = True
 
 

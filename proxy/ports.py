@@ -35,7 +35,13 @@ class Bot(Protocol):
 
 
 class ConversationStore(Protocol):
-    """Parked handles, bounded in number and in age. It may lose entries; it never brings one back."""
+    """Parked handles, bounded in number and in age. It may lose entries; it never brings one back.
+
+    Each call raises StoreUnavailable when the store cannot be reached or does not answer in time.
+    """
+
+    async def secret(self) -> bytes:
+        """32 random bytes, made once for all who share this store. Asked anew each time: a sign of life, too."""
 
     async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
         """Entries with any of these labels, newest first. A hint: may be stale by the time it is read."""

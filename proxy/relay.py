@@ -3,14 +3,14 @@
 import asyncio
 import re
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from secrets import token_bytes
 
 from proxy.config import ModelOptions
-from proxy.conversation import Continuation, Conversation, Partition
+from proxy.conversation import Continuation, Conversation, Partition, Terms
 from proxy.errors import (
     ConversationExpired,
     InvalidRequest,
@@ -21,9 +21,10 @@ from proxy.errors import (
     VendorFailed,
 )
 from proxy.markup import MarkupFilter
-from proxy.messages import Ask, Delta, Event, Finish, Handle, Message, Parked, Turn, TurnRecord
+from proxy.messages import Ask, Delta, Event, Finish, Handle, Message, Turn, TurnRecord
 from proxy.ports import Bot, ConversationStore
-from proxy.reply import Reply, Said
+from proxy.reply import Replies, Reply, Said
+from proxy.seats import Seats
 from proxy.telemetry import Sink, log
 from proxy.transcript import Chain, Chat, canonical_text, cut, recap, says_nothing, undated
 
@@ -39,9 +40,9 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What holds for every conversation: the key of the fingerprints, and times in seconds."""
+    """What holds for every conversation: the key of the fingerprints (None: the store's own), and times in seconds."""
 
-    secret: bytes
+    secret: bytes | None
     idle_ttl: float
     linger: float
     marks: bool = True
@@ -56,33 +57,52 @@ class Relay:
     ) -> None:
         self._store = store
         self._rules = rules
+        self._secret = rules.secret
         self._sink = sink
         self._clock = clock
-        self._running: set[Reply] = set()
-        self._in_use: Counter[str] = Counter()
+        self._replies = Replies()
+        self._seats = Seats(store, self._replies, clock)
         self.draining = False
 
-    def ask(self, model: Model, ask: Ask) -> Reply:
-        """Start the reply. Raises InvalidRequest if there is nothing to say or the bot cannot carry it."""
-        if self.draining:
-            raise ShuttingDown("this proxy is shutting down; try again in a moment", retry_after=1)
+    async def ask(self, model: Model, ask: Ask) -> Reply:
+        """Start the reply, or find it if this ask was made before.
+
+        Raises InvalidRequest if there is nothing to say or the bot cannot carry it.
+        """
         chat = cut(ask.messages)
         _require_something_new(chat)
         turn = _plain_turn(model, ask, chat)
         model.bot.check(turn)
+        conversation = self._conversation(model, ask, turn, chat, await self._key())
+        first = self._replies.to(ask, conversation.asked)
+        if first is not None and await self._still_stands(first):
+            return first
+        if self.draining:
+            raise ShuttingDown("This proxy is shutting down; try again in a moment", retry_after=1)
         utility = self._is_utility(chat)
-        record = TurnRecord(model.name)
-        conversation = self._conversation(model, ask, chat, turn)
-        events = self._spoken(model, conversation, turn, record, utility=utility)
-        reply = Reply(self._recorded(events, record), record, linger=0 if utility else self._rules.linger)
-        self._running.add(reply)
-        reply.ended.add_done_callback(lambda _: self._running.discard(reply))
+        linger = 0 if utility else self._rules.linger
+        reply = Reply(ask, conversation.asked, TurnRecord(model.name), linger=linger)
+        reply.speak(self._recorded(self._spoken(model, conversation, turn, reply, utility=utility), reply.record))
+        self._replies.add(reply)
         return reply
+
+    async def _key(self) -> bytes:
+        """The key of the fingerprints: the configured one, else the store's. While that is lost nothing is found."""
+        if self._secret is None:
+            try:
+                self._secret = await self._store.secret()
+            except StoreUnavailable:
+                return token_bytes(32)
+        return self._secret
+
+    async def _still_stands(self, reply: Reply) -> bool:
+        """Whether a reply may be listened to: it runs, or nobody has gone on from it."""
+        return reply in self._replies.running or reply.parked is None or await self._seats.has(reply.parked)
 
     async def drain(self, grace: float) -> None:
         """Take no new asks; wait for the running replies to end, stop what has not after `grace` seconds."""
         self.draining = True
-        running = [reply.ended for reply in self._running]
+        running = [reply.ended for reply in self._replies.running]
         if running:
             await asyncio.wait(running, timeout=grace)
             self.stop()
@@ -90,26 +110,28 @@ class Relay:
 
     def stop(self) -> None:
         """Hang up on every vendor that is still speaking; their conversations are lost."""
-        for reply in self._running:
+        for reply in self._replies.running:
             reply.stop()
 
-    def _conversation(self, model: Model, ask: Ask, chat: Chat, turn: Turn) -> Conversation:
+    def _conversation(self, model: Model, ask: Ask, turn: Turn, chat: Chat, key: bytes) -> Conversation:
+        today = datetime.fromtimestamp(self._clock(), UTC).date()
+        forwarded = {**model.bot.forwarded(turn)}
+        priming = forwarded["priming"] = undated(forwarded.get("priming", ""), today)
         partition = Partition(
             tenant=ask.tenant,
             model=model.name,
             bot=model.bot.identity,
             end_user=ask.end_user,
             scope=ask.scope,
-            forwarded=self._dateless(model.bot.forwarded(turn)),
+            forwarded=forwarded,
         )
-        chain = Chain(self._rules.secret, partition.digest())
-        idle_ttl = model.options.idle_ttl or self._rules.idle_ttl
-        recap_too = model.options.recap == "forward" and bool(model.options.recap_max_chars)
-        return Conversation(chat, chain, idle_ttl=idle_ttl, marks=self._rules.marks, recap=recap_too)
-
-    def _dateless(self, forwarded: Mapping[str, str]) -> Mapping[str, str]:
-        today = datetime.fromtimestamp(self._clock(), UTC).date()
-        return {**forwarded, "priming": undated(forwarded.get("priming", ""), today)}
+        terms = Terms(
+            idle_ttl=model.options.idle_ttl or self._rules.idle_ttl,
+            marks=self._rules.marks,
+            recap=model.options.recap == "forward" and bool(model.options.recap_max_chars),
+            scoped=bool(ask.scope),
+        )
+        return Conversation(chat, Chain(key, partition.digest()), terms, priming=priming)
 
     def _is_utility(self, chat: Chat) -> bool:
         newest = chat.turn[-1].text  # whatever its role: some are system messages
@@ -139,48 +161,33 @@ class Relay:
             self._sink(record)
 
     async def _spoken(
-        self, model: Model, conversation: Conversation, turn: Turn, record: TurnRecord, *, utility: bool
+        self, model: Model, conversation: Conversation, turn: Turn, reply: Reply, *, utility: bool
     ) -> AsyncGenerator[Said, None]:
         """The reply, from the best conversation there is; from a new one if the vendor has forgotten that."""
-        continuation = await self._seat(conversation, utility=utility)
+        continuation = (
+            replace(conversation.rebuilt(""), how="utility") if utility else await self._seats.take(conversation)
+        )
         try:
-            async with aclosing(self._said(model, conversation, turn, continuation, record)) as events:
+            async with aclosing(self._said(model, conversation, turn, continuation, reply)) as events:
                 async for event in events:
                     yield event
         except ConversationExpired as lost:
             if continuation.parked is None:
                 raise VendorFailed(lost.message, delivered=False) from lost
             again = conversation.rebuilt("vendor-forgot")
-            async with aclosing(self._said(model, conversation, turn, again, record)) as events:
+            async with aclosing(self._said(model, conversation, turn, again, reply)) as events:
                 async for event in events:
                     yield event
 
-    async def _seat(self, conversation: Conversation, *, utility: bool) -> Continuation:
-        """Take the best parked handle; of many callers that want the same one, one gets it."""
-        if utility:
-            return replace(conversation.rebuilt(""), how="utility")
-        in_use = False
-        try:
-            for stage in conversation.stages():
-                found = await self._store.find(stage.labels)
-                for continuation in conversation.matches(stage, found, self._clock()):
-                    assert continuation.parked is not None
-                    if taken := await self._store.take(continuation.parked.id):
-                        return replace(continuation, parked=taken)
-                    in_use = True
-                in_use = in_use or any(self._in_use[label] for label in stage.labels)
-        except StoreUnavailable:
-            return conversation.rebuilt("store-unavailable")
-        return conversation.unmatched(in_use=in_use)
-
     async def _said(
-        self, model: Model, conversation: Conversation, plain: Turn, continuation: Continuation, record: TurnRecord
+        self, model: Model, conversation: Conversation, plain: Turn, continuation: Continuation, reply: Reply
     ) -> AsyncGenerator[Said, None]:
         """One try at one vendor conversation, from handing the turn over to parking the handle."""
         continuation, turn = _told(model, plain, continuation)
+        record = reply.record
         record.how, record.reason = continuation.how, continuation.reason
         speech = _Speech(model)
-        with self._holding(continuation.parked):
+        with self._seats.held(continuation.parked):
             try:
                 async with aclosing(model.bot.reply(turn)) as events:
                     async for event in events:
@@ -190,35 +197,17 @@ class Relay:
                 raise
             except ProxyError as fault:
                 if not fault.delivered and continuation.parked is not None:
-                    await self._park(continuation.parked)
+                    await self._seats.park(continuation.parked)
                 raise
             finish = speech.finish
             handle = speech.handle or turn.handle
             told = not says_nothing(Message("assistant", speech.text))  # else no next request will hold this reply
+            record.renamed = turn.handle is not None and handle != turn.handle
             if handle is not None and told and continuation.how != "utility":
-                record.parked = await self._park(conversation.parked(handle, speech.text, self._clock()))
+                renamed = record.renamed or continuation.renamed
+                reply.parked = conversation.parked(handle, speech.text, self._clock(), renamed=renamed)
+                record.parked = await self._seats.park(reply.parked)
         yield finish
-
-    @contextmanager
-    def _holding(self, parked: Parked | None) -> Iterator[None]:
-        """Remember which labels a running turn has taken its handle from, to tell others why they got none."""
-        labels = parked.labels if parked is not None else ()
-        self._in_use.update(labels)
-        try:
-            yield
-        finally:
-            self._in_use.subtract(labels)
-            for label in labels:
-                if not self._in_use[label]:
-                    del self._in_use[label]
-
-    async def _park(self, parked: Parked) -> bool:
-        try:
-            await self._store.put(parked)
-        except StoreUnavailable as fault:
-            log.warning("not parked: %s", fault.message)
-            return False
-        return True
 
 
 class _Speech:
@@ -228,6 +217,7 @@ class _Speech:
         self.handle: Handle | None = None
         self._finish: Finish | None = None
         self._pieces: list[str] = []
+        self._blank = ""
         self._markup = MarkupFilter() if model.options.html == "markdown" else None
 
     @property
@@ -254,7 +244,9 @@ class _Speech:
                 raise NoAnswer("The bot's reply was blank; ask again in other words, or look at it at its vendor")
 
     def _given(self, text: str) -> Iterator[Delta]:
-        if text:
+        text = self._blank + text
+        self._blank = "" if self._pieces or text.strip() else text  # a blank reply is a fault: it keeps its status
+        if text and not self._blank:
             self._pieces.append(text)
             yield Delta(text)
 
@@ -296,4 +288,4 @@ def _told(model: Model, plain: Turn, continuation: Continuation) -> tuple[Contin
         elif continuation.how == "rebuilt":
             continuation = replace(continuation, reason="recap-off")
     handle = continuation.parked.handle if continuation.parked is not None else None
-    return continuation, replace(plain, handle=handle, recap=block)
+    return continuation, replace(plain, handle=handle, recap=block, priming_changed=continuation.priming_changed)

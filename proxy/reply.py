@@ -1,18 +1,25 @@
 """A running reply: spoken once, in a task of its own, and heard from its beginning by any number of listeners.
 
-Heartbeats, clients that leave and draining are questions of listening; the speaker knows of none of them.
+Heartbeats, clients that leave, repeated requests and draining are questions of listening; the speaker knows of none.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from math import inf
 from types import TracebackType
 from typing import Self
 
-from proxy.errors import ShuttingDown
-from proxy.messages import Delta, Finish, TurnRecord
+from proxy.errors import InvalidRequest, ShuttingDown
+from proxy.messages import Ask, Delta, Finish, Parked, TurnRecord
 
 Said = Delta | Finish
+
+REMEMBERED = 60.0  # seconds after its end that a reply which nobody heard waits for its client to ask again
+MOST_REMEMBERED = 100  # such replies, and
+LONGEST_REMEMBERED = 256 * 1024  # characters of one
+MOST_KEYS = 10_000  # idempotency keys
 
 
 class ListenerLeft(Exception):
@@ -20,19 +27,28 @@ class ListenerLeft(Exception):
 
 
 class Reply:
-    """What a bot is saying. `record` tells how it came about; it is complete once `ended` is done.
+    """What a bot says to an ask. `record` tells how it came about; it is complete once `ended` is done.
 
-    A reply that nobody listens to any more runs on for `linger` seconds and is then stopped.
+    `asked` is the head of what it answers, `parked` the entry that its handle was parked as, once it is. A reply that
+    nobody listens to any more runs on for `linger` seconds and is then stopped.
     """
 
-    def __init__(self, events: AsyncGenerator[Said, None], record: TurnRecord, *, linger: float) -> None:
+    def __init__(self, ask: Ask, asked: bytes, record: TurnRecord, *, linger: float) -> None:
+        self.ask = ask
+        self.asked = asked
         self.record = record
+        self.parked: Parked | None = None
+        self.alone = asyncio.Event()  # set while nobody listens any more
+        self.heard_out = asyncio.get_running_loop().create_future()  # done when somebody has heard the end
         self._said: list[Said] = []
         self._over = False
         self._fault: Exception | None = None
         self._linger = linger
         self._listeners: set[Listener] = set()
         self._deadline: asyncio.TimerHandle | None = None
+
+    def speak(self, events: AsyncGenerator[Said, None]) -> None:
+        """Begin, in a task of its own."""
         self.ended = asyncio.create_task(self._speak(events))
         self.ended.add_done_callback(self._end)
 
@@ -71,19 +87,26 @@ class Reply:
     def _join(self, listener: "Listener") -> None:
         self._listeners.add(listener)
         self.record.heard = True
+        self.alone.clear()
         if self._deadline is not None:
             self._deadline.cancel()
 
     def _leave(self, listener: "Listener") -> None:
         self._listeners.discard(listener)
-        if not self._listeners and not self._over:
+        if self._listeners:
+            return
+        self.alone.set()
+        if not self._over:
             self.record.heard = False
             self._deadline = asyncio.get_running_loop().call_later(self._linger, self.stop)
 
     def _since(self, heard: int) -> Sequence[Said]:
         if heard == len(self._said) and self._over:
             raise self._fault or ShuttingDown("The reply was stopped before its end", delivered=True, retry_after=1)
-        return self._said[heard:]
+        said = self._said[heard:]
+        if said and isinstance(said[-1], Finish) and not self.heard_out.done():
+            self.heard_out.set_result(None)
+        return said
 
 
 class Listener:
@@ -141,3 +164,70 @@ class Listener:
             self._bell = None
             if timer is not None:
                 timer.cancel()
+
+
+class Replies:
+    """The replies of this process: those that run, and for a while those whose end nobody has heard."""
+
+    def __init__(self) -> None:
+        self.running: set[Reply] = set()
+        self._by_head: dict[bytes, list[Reply]] = {}
+        self._unheard: dict[Reply, None] = {}  # ended, the oldest first
+        self._keys: OrderedDict[tuple[str, str], tuple[bytes, float]] = OrderedDict()
+
+    def add(self, reply: Reply) -> None:
+        """Know a reply that has begun to speak, until its end was heard or is forgotten."""
+        self.running.add(reply)
+        self._by_head.setdefault(reply.asked, []).append(reply)
+        self._remember_key(reply.ask, inf)
+        reply.ended.add_done_callback(lambda _: self._ended(reply))
+        reply.heard_out.add_done_callback(lambda _: self._forget(reply))
+
+    def speaking(self, asked: bytes) -> Sequence[Reply]:
+        """The running replies to this head."""
+        return [reply for reply in self._by_head.get(asked, ()) if reply in self.running]
+
+    def to(self, ask: Ask, asked: bytes) -> Reply | None:
+        """The reply to an ask that is made once more: it runs, or has ended unheard.
+
+        Raises InvalidRequest for an idempotency key that is remembered with another body.
+        """
+        now = asyncio.get_running_loop().time()
+        body, until = self._keys.get((ask.tenant, ask.idempotency_key), (ask.body, 0.0))
+        if body != ask.body and now < until:
+            raise InvalidRequest(
+                "This Idempotency-Key was used for another body a moment ago: use a new one for every new request",
+                code="idempotency_key_reused",
+            )
+        for reply in self._by_head.get(asked, ()):
+            same_key = ask.idempotency_key and ask.idempotency_key == reply.ask.idempotency_key
+            if reply.ask.body == ask.body and (ask.repeated or same_key) and not reply.heard_out.done():
+                return reply
+        return None
+
+    def _remember_key(self, ask: Ask, until: float) -> None:
+        if ask.idempotency_key:
+            self._keys[ask.tenant, ask.idempotency_key] = ask.body, until
+            self._keys.move_to_end((ask.tenant, ask.idempotency_key))
+            if len(self._keys) > MOST_KEYS:
+                self._keys.popitem(last=False)
+
+    def _ended(self, reply: Reply) -> None:
+        loop = asyncio.get_running_loop()
+        self.running.discard(reply)
+        self._remember_key(reply.ask, loop.time() + REMEMBERED)
+        if reply.parked is None or len(reply.text) > LONGEST_REMEMBERED or reply.heard_out.done():
+            self._forget(reply)
+            return
+        self._unheard[reply] = None
+        loop.call_later(REMEMBERED, self._forget, reply)
+        if len(self._unheard) > MOST_REMEMBERED:
+            self._forget(next(iter(self._unheard)))
+
+    def _forget(self, reply: Reply) -> None:
+        self._unheard.pop(reply, None)
+        known = self._by_head.get(reply.asked, [])
+        if reply in known:
+            known.remove(reply)
+        if not known:
+            self._by_head.pop(reply.asked, None)

@@ -43,6 +43,7 @@ def turn_fields(record: TurnRecord) -> dict[str, object]:
         "turn_ms": _ms(ended - record.started),
         "deltas": record.deltas,
         "parked": record.parked,
+        **({"renamed": True} if record.renamed else {}),
     }
 
 

@@ -87,10 +87,10 @@ class Chain:
         self._key = key
         self.start = self._digest(SCHEME, partition)
 
-    def heads(self, messages: Iterable[Message], start: bytes | None = None) -> Iterator[bytes]:
-        """The digest after each canonical message, continuing from `start`."""
-        head = self.start if start is None else start
-        for entry in canonical(messages):
+    def heads(self, entries: Iterable[Canonical]) -> Iterator[bytes]:
+        """The digest after each canonical message."""
+        head = self.start
+        for entry in entries:
             head = self._digest(head, _encoded(entry))
             yield head
 
@@ -104,6 +104,14 @@ class Chain:
         for entry in entries:
             head = self._digest(head, _encoded(entry))
         return head
+
+    def digests(self, entries: Iterable[Canonical]) -> str:
+        """Each message by itself, wherever it stands: 8 bytes, in hexadecimal, one after the other."""
+        return "".join(blake2b(_encoded(entry), digest_size=8, key=self._key).hexdigest() for entry in entries)
+
+    def fingerprint(self, text: str) -> str:
+        """A text that must be compared later and not be kept."""
+        return self._digest(self.start, text.encode()).hex()
 
     def _digest(self, before: bytes, content: bytes) -> bytes:
         return blake2b(before + content, digest_size=DIGEST_BYTES, key=self._key).digest()

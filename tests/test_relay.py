@@ -1,14 +1,12 @@
 """The one use case as transcripts: what the bot is scripted to do, what the client got, what is parked."""
 
 import asyncio
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from proxy.config import ModelOptions
 from proxy.errors import (
     InvalidRequest,
     NoAnswer,
@@ -23,52 +21,10 @@ from proxy.errors import (
     VendorTimeout,
     VendorUnavailable,
 )
-from proxy.messages import Ask, Delta, Finish, Message, Parked, TurnRecord, Usage
-from proxy.relay import Model, Relay, Rules
+from proxy.messages import Ask, Delta, Finish, Message, Parked, Usage
 from proxy.reply import Reply
 from proxy.stores.memory import MemoryStore
-from tests.scripted import Cue, ScriptedBot
-
-
-class House:
-    """A relay with one scripted bot, and a client that keeps its chat as clients do."""
-
-    def __init__(self, store: MemoryStore | None = None, *, linger: float = 10, **options: Any) -> None:
-        self.now = 1000.0
-        self.bot = ScriptedBot()
-        self.records: list[TurnRecord] = []
-        self.store = MemoryStore(max_parked=100, clock=lambda: self.now) if store is None else store
-        rules = Rules(b"secret", idle_ttl=1000, linger=linger, utility_prompts=[re.compile("^### Task:")])
-        self.relay = Relay(self.store, rules, sink=self.records.append, clock=lambda: self.now)
-        self.model = Model("model", self.bot, ModelOptions(vendor="scripted", **options))
-
-    def ask(self, *chat: Message, **more: Any) -> Reply:
-        return self.relay.ask(self.model, Ask("tenant", chat, **more))
-
-    async def told(self, *chat: Message, **more: Any) -> tuple[str, TurnRecord]:
-        reply = self.ask(*chat, **more)
-        text = ""
-        with reply.listen() as listener:
-            while True:
-                for said in await listener.hear(5):
-                    if isinstance(said, Finish):
-                        return text, reply.record
-                    text += said.text
-
-    async def said(self, text: str, chat: list[Message], **more: Any) -> str:
-        """One more turn of a chat, which grows; returns how it was continued."""
-        chat.append(Message("user", text))
-        answer, record = await self.told(*chat, **more)
-        chat.append(Message("assistant", answer))
-        return f"{record.how} {record.reason}".strip()
-
-    @property
-    def parked(self) -> int:
-        return len(self.store)
-
-
-def user(text: str) -> Message:
-    return Message("user", text)
+from tests.scripted import Cue, House, user
 
 
 async def test_three_turns_are_one_conversation() -> None:
@@ -135,7 +91,7 @@ async def test_partitions_are_kept_apart(more: dict[str, str]) -> None:
     asked = [Message("system", more.pop("priming"))] if "priming" in more else []
     asked += [*chat, user("b")]
 
-    reply = house.relay.ask(house.model, replace(Ask("tenant", asked), **more))  # type: ignore[arg-type]
+    reply = await house.relay.ask(house.model, replace(Ask("tenant", asked), **more))  # type: ignore[arg-type]
     await reply.ended
 
     assert reply.record.how == "rebuilt"
@@ -229,7 +185,7 @@ async def test_a_blank_reply_is_an_error(pieces: tuple[str, ...]) -> None:
 async def test_the_handle_is_parked_before_the_end_is_heard() -> None:
     """Whoever hears the end of a reply can continue it at once."""
     house = House()
-    reply = house.ask(user("a"))
+    reply = await house.ask(user("a"))
     with reply.listen() as listener:
         while not any(isinstance(said, Finish) for said in await listener.hear()):
             assert house.parked == 0
@@ -251,7 +207,7 @@ async def test_a_client_that_leaves_gets_its_conversation_parked() -> None:
     """A reply that ends within `linger` after its client left is parked; the client may come back."""
     house, gate = House(linger=5), asyncio.Event()
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=gate))
-    reply = house.ask(user("a"))
+    reply = await house.ask(user("a"))
     with reply.listen() as listener:
         await listener.hear()
     gate.set()
@@ -266,7 +222,7 @@ async def test_a_client_that_leaves_for_good_stops_the_vendor() -> None:
     """A reply that outlasts `linger` unheard is hung up on, and its conversation dropped."""
     house = House(linger=0)
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=asyncio.Event()))
-    reply = house.ask(user("a"))
+    reply = await house.ask(user("a"))
     with reply.listen() as listener:
         await listener.hear()
     await asyncio.wait([reply.ended])
@@ -301,7 +257,7 @@ async def test_nothing_new_to_say_is_refused(chat: Sequence[Message]) -> None:
     """A request without a new message is the client's fault, and nothing is sent."""
     house = House()
     with pytest.raises(InvalidRequest) as refused:
-        house.ask(*chat)
+        await house.ask(*chat)
 
     assert refused.value.param == "messages"
     assert house.bot.turns == []
@@ -317,7 +273,7 @@ async def test_content_the_bot_cannot_carry_is_refused_first() -> None:
 
     house.bot.refuse = refuse
     with pytest.raises(InvalidRequest):
-        house.ask(*chat, user("b"))
+        await house.ask(*chat, user("b"))
 
     assert house.parked == 1
 
@@ -408,13 +364,13 @@ async def test_draining_waits_for_running_replies() -> None:
     """A drain takes nothing new, lets what runs end, and parks it."""
     house, gate = House(), asyncio.Event()
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=gate))
-    reply = house.ask(user("a"))
+    reply = await house.ask(user("a"))
     with reply.listen() as listener:
         assert await listener.hear() == [Delta("re")]
         draining = asyncio.create_task(house.relay.drain(5))
         await asyncio.sleep(0)
         with pytest.raises(ShuttingDown):
-            house.ask(user("b"))
+            await house.ask(user("b"))
         gate.set()
         await draining
 
@@ -425,7 +381,7 @@ async def test_draining_stops_what_is_late() -> None:
     """When the grace is over, running replies are stopped and their vendors hung up on."""
     house = House()
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=asyncio.Event()))
-    reply = house.ask(user("a"))
+    reply = await house.ask(user("a"))
     with reply.listen() as listener:
         await listener.hear()
         await house.relay.drain(0.01)
@@ -469,7 +425,7 @@ async def test_a_stopped_reply_is_continued() -> None:
     """A chat whose client stopped listening in the midst goes on in the same conversation, under what it heard."""
     house, gate = House(linger=5), asyncio.Event()
     house.bot.cues.append(Cue(pieces=("I will tell you ", "everything"), wait=gate))
-    reply = house.ask(user("a"))
+    reply = await house.ask(user("a"))
     with reply.listen() as listener:
         (heard,) = await listener.hear()
     assert isinstance(heard, Delta)
@@ -518,3 +474,161 @@ async def test_a_model_switched_and_back_is_caught_up() -> None:
     assert sent.endswith("\n\nback again")
     assert await house.said("c", chat) == "continued exact"
     assert list(house.bot.conversations) == [1]
+
+
+async def twice(house: House, first: dict[str, Any], second: dict[str, Any], *, leave: bool) -> tuple[Reply, Reply]:
+    """The same words asked for twice, the second time while the first reply runs, or after its unheard end."""
+    gate = asyncio.Event()
+    house.bot.cues.append(Cue(pieces=("one ", "reply"), wait=gate))
+    reply = await house.ask(user("a"), **first)
+    with reply.listen() as listener:
+        await listener.hear()
+    if leave:
+        gate.set()
+        await reply.ended
+    again = await house.ask(user("a"), **second)
+    gate.set()
+    return reply, again
+
+
+KEYED: dict[str, Any] = {"idempotency_key": "k-1"}
+
+
+@pytest.mark.parametrize("leave", [False, True])
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({}, {"repeated": True}, True),
+        ({}, {}, False),
+        (KEYED, KEYED, True),
+        (KEYED, {"idempotency_key": "k-2"}, False),
+        (KEYED, {}, False),
+        ({}, {"repeated": True, "stream": True}, True),
+        ({"end_user": "ada"}, {"repeated": True}, False),
+        ({"scope": "s"}, {"repeated": True}, False),
+    ],
+)
+async def test_a_repeated_request_hears_the_first_reply(
+    first: dict[str, Any], second: dict[str, Any], same: bool, leave: bool
+) -> None:
+    """A client that says it asks once more is told the reply to its first request, from the beginning."""
+    house = House()
+    reply, again = await twice(house, {"body": b"1", **first}, {"body": b"1", **second}, leave=leave)
+
+    assert (again is reply) == same
+    with again.listen() as listener:
+        assert await listener.hear() == [Delta("one "), *([Delta("reply"), Finish()] if leave else [])] or not same
+    assert len(house.bot.turns) == (1 if same else 2) or not again.ended.done()
+
+
+async def test_another_body_is_another_request() -> None:
+    """A repeated request whose body differs gets a reply of its own."""
+    reply, again = await twice(House(), {"body": b"1"}, {"body": b"2", "repeated": True}, leave=False)
+
+    assert again is not reply
+
+
+async def test_what_was_heard_is_not_told_again() -> None:
+    """A reply that was heard to its end, or whose conversation has gone on, is not replayed."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat, body=b"1")
+    assert await house.said("a", [], body=b"1", repeated=True) == "opened"
+    assert len(house.bot.turns) == 2
+
+    house = House()
+    reply = await house.ask(user("a"), body=b"1")
+    await reply.ended
+    assert await house.said("b", [user("a"), Message("assistant", reply.text)]) == "continued exact"
+    assert await house.ask(user("a"), body=b"1", repeated=True) is not reply
+
+
+async def test_a_used_idempotency_key_wants_the_same_body() -> None:
+    """A key that is remembered with another body is refused; another tenant's key is another key."""
+    house = House()
+    await house.told(user("a"), body=b"1", **KEYED)
+    with pytest.raises(InvalidRequest) as refused:
+        await house.ask(user("b"), body=b"2", **KEYED)
+
+    assert refused.value.code == "idempotency_key_reused"
+    await house.relay.ask(house.model, Ask("other", [user("b")], body=b"2", idempotency_key="k-1"))
+    await house.told(user("a"), body=b"1", **KEYED)
+
+
+async def test_listening_again_stops_the_linger_clock() -> None:
+    """A reply that its client has left runs on as soon as its repeated request listens."""
+    house, gate = House(linger=0.05), asyncio.Event()
+    house.bot.cues.append(Cue(pieces=("one ", "reply"), wait=gate))
+    reply = await house.ask(user("a"), body=b"1")
+    with reply.listen() as listener:
+        await listener.hear()
+    again = await house.ask(user("a"), body=b"1", repeated=True)
+    with again.listen() as listener:
+        await asyncio.sleep(0.1)
+        gate.set()
+        await again.ended
+        assert [*await listener.hear()][-1] == Finish()
+    assert house.parked == 1
+
+
+async def test_a_handle_that_the_vendor_changed_is_counted() -> None:
+    """A conversation whose id the vendor changed is told of in the record, and goes on by its whole history only."""
+    house, chat = House(), list[Message]()
+    await house.said("a", chat)
+    house.bot.cues.append(Cue(pieces=("one two three",), new_handle=True))
+    await house.said("b", chat)
+    assert [record.renamed for record in house.records] == [False, True]
+
+    cut_short = [*chat[:-1], Message("assistant", "one two")]
+    assert await house.said("c", cut_short) == "rebuilt unknown-history"
+    assert await house.said("c", chat) == "continued exact"
+    assert await house.said("d", [*chat[:-1], Message("assistant", "reply 3 to")]) == "rebuilt unknown-history"
+
+
+async def test_a_changed_system_prompt_is_told_inside_a_scope() -> None:
+    """Inside a scope the chat goes on under a new system prompt, which the conversation is told once."""
+    house, chat = House(), [Message("system", "Be kind.")]
+    await house.said("a", chat, scope="s")
+    chat[0] = Message("system", "Be brief.")
+
+    assert await house.said("b", chat, scope="s") == "continued exact"
+    assert await house.said("c", chat, scope="s") == "continued exact"
+    assert house.bot.conversations[1][::2] == ["Be kind.\n\na", "Be brief.\n\nb", "c"]
+    assert await house.said("d", chat) == "rebuilt unknown-history"
+
+
+class LateStore(MemoryStore):
+    """A store that cannot be reached at first."""
+
+    reached = False
+
+    async def secret(self) -> bytes:
+        if not self.reached:
+            raise StoreUnavailable("out of reach")
+        return await super().secret()
+
+
+async def test_without_a_secret_of_its_own_the_store_keeps_one() -> None:
+    """Relays on one store know each other's conversations; before the store was reached nothing is recognised."""
+    store = LateStore(max_parked=9, clock=lambda: 1000)
+    one, other = House(store, secret=None), House(store, secret=None)
+    other.model, chat = one.model, list[Message]()
+    await one.said("a", chat)
+    assert (await one.said("b", chat)).startswith("rebuilt")
+
+    store.reached = True
+    chat = []
+    await one.said("a", chat)
+    assert await other.said("b", chat) == "continued exact"
+
+
+async def test_a_blank_beginning_is_held_back() -> None:
+    """White space ahead of the first word goes out with it, so that a blank reply can still fail with its status."""
+    house = House()
+    house.bot.cues += [Cue(pieces=("\n", " ", " one", " two")), Cue(pieces=(" ", "\n"))]
+    reply = await house.ask(user("a"))
+    with reply.listen() as listener:
+        await reply.ended
+        assert await listener.hear() == [Delta("\n  one"), Delta(" two"), Finish()]
+    failed = await house.ask(user("a"))
+    with failed.listen() as listener, pytest.raises(NoAnswer):
+        await listener.hear()

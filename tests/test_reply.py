@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 import pytest
 
 from proxy.errors import ShuttingDown, VendorFailed
-from proxy.messages import Delta, Finish, TurnRecord
+from proxy.messages import Ask, Delta, Finish, TurnRecord
 from proxy.reply import ListenerLeft, Reply, Said
 
 
@@ -31,7 +31,9 @@ class Script:
             self.closed = True
 
     def reply(self, linger: float = 10) -> Reply:
-        return Reply(self.events(), TurnRecord("model"), linger=linger)
+        reply = Reply(Ask("tenant", ()), b"head", TurnRecord("model"), linger=linger)
+        reply.speak(self.events())
+        return reply
 
 
 A, B, END = Delta("a"), Delta("b"), Finish()

@@ -13,7 +13,7 @@ from proxy.telemetry import Receive, Scope, Send
 
 CONTACT_KEYS = ("email", "phone_number", "nickname")
 
-_SCOPE = re.compile(r"[\x21-\x7e]{1,256}\Z")
+_ID = re.compile(r"[\x21-\x7e]{1,256}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class ChatCompletions:
         known |= {"model": model.name, "stream": request.stream}
         ask, ignored = self._ask(scope, request)
         form = Form(request.model, request.stream, request.include_usage, request.prompt_tokens, ignored)
-        reply = self.relay.ask(model, ask)
+        reply = await self.relay.ask(model, ask)
         try:
             await deliver(scope, receive, send, reply, form, heartbeat=self.limits.heartbeat)
         finally:
@@ -76,9 +76,13 @@ class ChatCompletions:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         scope_id, source = self.whereabouts.scope(headers, request.metadata)
         ignored = list(request.ignored)
-        if source and not _SCOPE.match(scope_id):
+        if source and not _ID.match(scope_id):
             ignored.append(source)
             scope_id = ""
+        key = headers.get("idempotency-key", "")
+        if key and not _ID.match(key):
+            ignored.append("idempotency-key")
+            key = ""
         contact = {name: request.metadata[name] for name in CONTACT_KEYS if request.metadata.get(name)}
         if request.user:
             contact.setdefault("nickname", request.user)
@@ -91,5 +95,8 @@ class ChatCompletions:
             contact=contact,
             metadata=kept,
             stream=request.stream,
+            body=request.digest,
+            repeated=headers.get("x-stainless-retry-count", "").lstrip("0").isdecimal(),
+            idempotency_key=key,
         )
         return ask, ignored

@@ -8,6 +8,7 @@ import binascii
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import orjson
@@ -32,7 +33,10 @@ ROLES: Mapping[str, Role] = {
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A checked request. `ignored` names the fields that were accepted but that no bot here can honour."""
+    """A checked request. `ignored` names the fields that were accepted but that no bot here can honour.
+
+    `digest` is of the whole body, the form of the answer apart: equal when a client asks once more.
+    """
 
     model: str
     messages: Sequence[Message]
@@ -42,6 +46,7 @@ class ChatRequest:
     user: str
     metadata: Mapping[str, str]
     ignored: Sequence[str]
+    digest: bytes
 
     @property
     def prompt_tokens(self) -> int:
@@ -70,6 +75,7 @@ def parse(body: bytes) -> ChatRequest:
         user=fields.get("user") or "",
         metadata=fields.get("metadata") or {},
         ignored=[name for name, value in fields.items() if name not in HONOURED and value is not None],
+        digest=_digest(fields),
     )
 
 
@@ -81,6 +87,11 @@ def _object(body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise InvalidRequest("The body must be a JSON object", code="invalid_json")
     return fields
+
+
+def _digest(fields: Mapping[str, Any]) -> bytes:
+    asked = {name: value for name, value in fields.items() if name not in ("stream", "stream_options")}
+    return blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
 
 def _required(fields: Mapping[str, Any], name: str, empty: object) -> Any:

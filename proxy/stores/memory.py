@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from secrets import token_bytes
 
 from cachetools import TLRUCache
 
@@ -17,9 +18,14 @@ class MemoryStore:
         self._max_parked = max_parked
         self._entries: TLRUCache[str, Parked] = TLRUCache(max_parked + 1, _expiry, timer=clock)
         self._ids: dict[str, list[str]] = {}  # label -> ids, oldest first
+        self._secret = token_bytes(32)
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    async def secret(self) -> bytes:
+        """Random, and gone with the process."""
+        return self._secret
 
     async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
         """Entries with any of these labels, newest first."""
@@ -41,6 +47,8 @@ class MemoryStore:
         """Park an entry; whatever is too much then goes, the oldest of its label and the least used of all."""
         with self._entries.timer:
             self._expire()
+            if old := self._entries.pop(parked.id, None):
+                self._unlabel(old)
             self._entries[parked.id] = parked
             if parked.id not in self._entries:
                 return  # its time was over before it was parked

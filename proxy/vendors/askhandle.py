@@ -99,7 +99,7 @@ class AskHandle(HttpBot[AskHandleOptions]):
     def _message(self, turn: Turn, handle: Handle) -> dict[str, Any]:
         nickname = turn.contact.get("nickname") or handle.data["nickname"]
         contact = {key: turn.contact[key] for key in CONTACT if turn.contact.get(key)}
-        body = compose(turn, priming=turn.handle is None)
+        body = compose(turn, priming=turn.primes)
         return {"body": body, "nickname": nickname, "room": {"uuid": handle.data["room"]}, **contact}
 
     async def _polled(self, message: Object, until: float) -> str:

@@ -84,7 +84,7 @@ class MisterTuring(HttpBot[MisterTuringOptions]):
             handle = await self._open(until)
             yield handle
         message = {
-            "message": compose(turn, priming=turn.handle is None),
+            "message": compose(turn, priming=turn.primes),
             "conversation_id": handle.data["conversation"],
         }
         words = Words()

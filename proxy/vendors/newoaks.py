@@ -47,7 +47,7 @@ class NewOaks(HttpBot[NewOaksOptions]):
             yield handle
         question = {
             "sessionID": handle.data["session"],
-            "content": compose(turn, priming=turn.handle is None),
+            "content": compose(turn, priming=turn.primes),
             "stream": turn.stream,
         }
         async with self.stream("/chat/Chat/ClientAsk", question, until=until, headers=self._auth) as arriving:

@@ -95,7 +95,7 @@ class Quickchat(HttpBot[QuickchatOptions]):
     def _question(self, turn: Turn) -> dict[str, Any]:
         """What is sent. The legacy call has a field for context, which counts for one message; the current has none."""
         key = self.options.api_key
-        text = compose(turn, priming=key is None and turn.handle is None)
+        text = compose(turn, priming=key is None and turn.primes)
         question: dict[str, Any] = {"scenario_id": self.options.scenario_id, "text": text}
         if key is not None:
             question["api_key"] = key.get_secret_value()

@@ -1,10 +1,12 @@
 """The chat door: what the bot is asked, and the headers of the answer."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from tests.doors import Doors, open_doors
+from tests.scripted import Cue
 
 
 async def test_the_model_is_the_name_that_was_asked_for(doors: Doors) -> None:
@@ -59,6 +61,41 @@ async def continued(doors: Doors, one: dict[str, Any], other: dict[str, Any]) ->
 async def test_who_shares_a_conversation(doors: Doors, one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
     """A conversation is continued for the same person, scope, model and key only; unforwarded metadata is nothing."""
     assert await continued(doors, one, other) == same
+
+
+@pytest.mark.parametrize(
+    ("header", "repeated"),
+    [
+        ({"x_stainless_retry_count": "1"}, True),
+        ({"x_stainless_retry_count": "02"}, True),
+        ({"x_stainless_retry_count": "10"}, True),
+        ({"x_stainless_retry_count": "0"}, False),
+        ({"x_stainless_retry_count": "-1"}, False),
+        ({"x_stainless_retry_count": "often"}, False),
+        ({}, False),
+    ],
+)
+async def test_a_client_says_that_it_tries_again(doors: Doors, header: dict[str, str], repeated: bool) -> None:
+    """A retry is known by the SDKs' header, and asks for the reply to the first try; else the bot is asked anew."""
+    body = b'{"model": "shop", "messages": [{"role": "user", "content": "hi"}]}'
+    doors.bot.cues.append(Cue(pieces=("a", "b"), wait=asyncio.Event()))
+    first = asyncio.create_task(doors.send(body, authorization="Bearer sk-all"))
+    await asyncio.sleep(0.02)
+    second = asyncio.create_task(doors.send(body, authorization="Bearer sk-all", **header))
+    await asyncio.sleep(0.02)
+
+    assert len(doors.bot.turns) == (1 if repeated else 2)
+    for task in (first, second):
+        task.cancel()
+
+
+async def test_an_odd_idempotency_key_is_ignored(doors: Doors) -> None:
+    """A key that is too long or not of visible ASCII is listed as ignored."""
+    body = b'{"model": "shop", "messages": [{"role": "user", "content": "hi"}]}'
+
+    answer = await doors.send(body, authorization="Bearer sk-all", idempotency_key="k" * 257)
+
+    assert answer.headers["x-parley-ignored"] == "idempotency-key"
 
 
 async def test_a_scope_may_come_in_a_header(doors: Doors) -> None:
