@@ -7,7 +7,7 @@ The floor plan; imports go down only:
     3  openai/  auth                      the doors: know the relay and the words
     2  relay seats  |  vendors/  |  stores/
                                           the use case, the adapters, the shelves: do not know each other
-    1  ports transcript conversation framing markup reply config telemetry
+    1  ports transcript conversation framing markup reply config telemetry metrics
     0  messages errors                    the words
        simulator/                         the vendors' APIs, pretended; stands apart
 """

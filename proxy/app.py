@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,17 +16,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from proxy.auth import Authenticate
-from proxy.config import Config
+from proxy.config import Config, is_loopback
 from proxy.errors import ProxyError, ShuttingDown, StoreUnavailable
-from proxy.messages import Key
+from proxy.messages import Key, TurnRecord
 from proxy.openai.chat import ChatCompletions, Limits, Whereabouts
 from proxy.openai.errors import Envelope
 from proxy.openai.models import ModelCard, ModelList, Models
 from proxy.ports import Bot, ConversationStore
 from proxy.relay import Model, Relay, Rules
 from proxy.stores import open_store
-from proxy.telemetry import AccessLine, App, Receive, Scope, Send, log, log_turn
+from proxy.telemetry import PROBES, AccessLine, App, Receive, Scope, Send, log, log_turn
 from proxy.vendors import load
+
+if TYPE_CHECKING:
+    from proxy.metrics import Metrics
 
 EXPOSED_HEADERS = [
     "x-request-id",
@@ -52,7 +56,14 @@ def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) 
 
     `app.state.relay` is there for whoever must wait for its replies at shutdown.
     """
-    relay = Relay(store, _rules(config), sink=log_turn)
+    metrics = _metrics(config)
+
+    def tell(record: TurnRecord) -> None:
+        log_turn(record)
+        if metrics is not None:
+            metrics(record)
+
+    relay = Relay(store, _rules(config), sink=tell)
     models = {name: Model(name, bot, config.models[name]) for name, bot in bots.items()}
 
     @asynccontextmanager
@@ -65,7 +76,7 @@ def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) 
         await store.aclose()
 
     app = Starlette(
-        routes=[*_probes(relay, store), _doors(config, relay, models)],
+        routes=[*_probes(relay, store), *_counters(config, metrics), _doors(config, relay, models)],
         middleware=_middleware(config, relay),
         exception_handlers={HTTPException: _pass_on, ProxyError: _pass_on},
         lifespan=lifespan,
@@ -104,13 +115,18 @@ def _doors(config: Config, relay: Relay, models: dict[str, Model]) -> Mount:
         limits=Limits(config.server.max_body_bytes, config.server.heartbeat),
         log_content=config.server.log.content,
     )
-    keys = [Key(key.name, key.digest, key.models) for key in config.keys]
     routes = [
         Route("/chat/completions", chat, methods=["POST"]),
         Route("/models", ModelList(table), methods=["GET"]),
         Route("/models/{id:path}", ModelCard(table), methods=["GET"]),
     ]
-    return Mount("/v1", Router(routes, redirect_slashes=False), middleware=[Middleware(Authenticate, keys=keys)])
+    return Mount(
+        "/v1", Router(routes, redirect_slashes=False), middleware=[Middleware(Authenticate, keys=_keys(config))]
+    )
+
+
+def _keys(config: Config) -> list[Key]:
+    return [Key(key.name, key.digest, key.models) for key in config.keys]
 
 
 def _probes(relay: Relay, store: ConversationStore) -> list[Route]:
@@ -132,6 +148,25 @@ def _probes(relay: Relay, store: ConversationStore) -> list[Route]:
         return JSONResponse({"status": "ok"})
 
     return [Route("/healthz", alive), Route("/readyz", ready)]
+
+
+def _metrics(config: Config) -> "Metrics | None":
+    if not config.server.metrics:
+        return None
+    from proxy.metrics import Metrics  # noqa: PLC0415 - takes its time, and must know first whether workers share it
+
+    return Metrics()
+
+
+def _counters(config: Config, metrics: "Metrics | None") -> list[Route]:
+    if metrics is None:
+        return []
+
+    async def tell(request: Request) -> Response:
+        return Response(metrics.text(), headers={"content-type": metrics.content_type})
+
+    keyed = [] if is_loopback(config.server.host) else [Middleware(Authenticate, keys=_keys(config))]
+    return [Route("/metrics", tell, middleware=keyed)]
 
 
 def _middleware(config: Config, relay: Relay) -> list[Middleware]:
@@ -158,7 +193,7 @@ class Gate:
         self._relay = relay
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._relay.draining and scope["type"] == "http" and scope["path"] not in ("/healthz", "/readyz"):
+        if self._relay.draining and scope["type"] == "http" and scope["path"] not in PROBES:
             raise ShuttingDown("This proxy is shutting down; try again in a moment", retry_after=1)
         await self._app(scope, receive, send)
 

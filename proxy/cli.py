@@ -9,9 +9,10 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from proxy import __version__, vendors
@@ -19,11 +20,13 @@ from proxy.app import create_app
 from proxy.config import Config, ConfigError, Key, ModelOptions, check_exposure, load, read, schema, without_effect
 from proxy.errors import ProxyError
 from proxy.messages import Delta, Message, Turn
-from proxy.server import LOOPBACK, AddressTaken, Backstage, Server, address, listen
+from proxy.ports import ConversationStore
+from proxy.server import LOOPBACK, AddressTaken, Backstage, Server, Worker, address, listen
 from proxy.simulator import Simulator
 from proxy.stores import open_store
 from proxy.telemetry import start_logging
 from proxy.vendors.base import Answer, HttpBot, calling
+from proxy.workers import NotStarted, Workers
 
 DEMO_LATENCY = 0.4  # seconds before a simulated bot speaks
 DEMO_GAP = 0.03  # seconds between the pieces of its reply
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)
-    except (ConfigError, AddressTaken) as fault:
+    except (ConfigError, AddressTaken, NotStarted) as fault:
         sys.exit(str(fault))
     except ProxyError as fault:
         sys.exit(fault.message)
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command(_demo, "a proxy with simulated bots: no account, no configuration, no network", "address")
     serve = command(_serve, "the proxy, as its configuration says", "config", "address")
-    serve.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    serve.add_argument("--workers", type=_count, default=1, metavar="N", help="processes (default: 1)")
     check = command(_check, "look for faults in the configuration, and show what it makes", "config")
     check.add_argument("--live", action="store_true", help="also send each bot a message")
     command(_models, "the models of the configuration", "config")
@@ -104,11 +107,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config(arguments: argparse.Namespace) -> Config:
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: 1 or more")
+    return int(text)
+
+
+def _config(arguments: argparse.Namespace, *, serving: bool = False) -> Config:
     path = arguments.config or Path(os.environ.get("PARLEY_CONFIG") or "config.yaml")
     config = read(path, vendors=Vendors(), environ=os.environ)
     try:
-        open_store(config.store, max_parked=1)
+        if not serving and (file := _unmade(config)):
+            _check_place(file)
+        else:
+            asyncio.run(_open(config).aclose())
     except ValueError as fault:
         raise ConfigError(str(path), [f"store: {fault}"]) from None
     for place in without_effect(config):
@@ -116,16 +128,53 @@ def _config(arguments: argparse.Namespace) -> Config:
     return config
 
 
+def _open(config: Config) -> ConversationStore:
+    return open_store(config.store, max_parked=config.conversation.max_parked)
+
+
+def _unmade(config: Config) -> Path | None:
+    """The store's file that is not there yet. To open the store would make it, which is for those who serve."""
+    scheme, _, name = config.store.partition(":///")
+    return Path(name).absolute() if scheme == "sqlite" and not Path(name).exists() else None
+
+
+def _check_place(file: Path) -> None:
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{file} cannot be made: name a file in a folder that exists and that this process may write to"
+        )
+
+
 def _serve(arguments: argparse.Namespace) -> None:
-    config = _config(arguments)
+    config = _config(arguments, serving=True)
     host = arguments.host or config.server.host
     check_exposure(config, host)
-    if arguments.workers != 1:
-        raise ConfigError("--workers", [f"{arguments.workers} processes cannot share memory://; use one worker"])
+    config = config.model_copy(update={"server": config.server.model_copy(update={"host": host})})
+    if arguments.workers > 1:
+        _check_shareable(config)
     start_logging(plain=config.server.log.format == "text")
     with listen(host, config.server.port if arguments.port is None else arguments.port) as listener:
         announce = functools.partial(_announce, listener)
-        Server(create_app(config), grace=config.server.shutdown_grace, announce=announce).run([listener])
+        if arguments.workers > 1:
+            with TemporaryDirectory(prefix="parley-") as folder:
+                os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # where workers count: read by proxy/metrics.py
+                Workers(listener, arguments.workers, functools.partial(_work, config, listener), announce).run()
+        else:
+            Server(create_app(config), grace=config.server.shutdown_grace, announce=announce).run([listener])
+
+
+def _check_shareable(config: Config) -> None:
+    """Whether several processes could serve this."""
+    if config.store == "memory://":
+        remedy = "set `store: sqlite:///parley.db` or a redis:// URL"
+        sys.exit(f"--workers: processes cannot share memory://, so {remedy}, or use one worker")
+    if not hasattr(os, "fork"):
+        sys.exit("--workers: this system cannot fork processes; use one worker")
+
+
+def _work(config: Config, listener: socket.socket, line: socket.socket) -> None:
+    """What each worker process does: event loop, bots and store are its own."""
+    Worker(create_app(config), grace=config.server.shutdown_grace, line=line).run([listener])
 
 
 def _announce(listener: socket.socket, greeting: str = "") -> None:
@@ -240,21 +289,38 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 async def _check_live(config: Config) -> bool:
-    """One message to each bot; True if all of them answered."""
-    well = True
+    """A sign of life from the store and one message to each bot; True if all of them answered."""
     print()
+    well = [await _answers(f"store {config.store_shown}", _reached(config))]
     for name, options in config.models.items():
-        began = time.monotonic()
         bot: HttpBot[Any] = vendors.load(options.vendor)(options)
-        try:
-            said = await _first_words(bot)
-        except Exception as fault:  # noqa: BLE001 - whatever is wrong with one bot, the others are asked too
-            well = False
-            said = f"FAILED: {fault.message if isinstance(fault, ProxyError) else type(fault).__name__}"
-        finally:
-            await bot.aclose()
-        print(f"{name}: {time.monotonic() - began:.2f} s  {said}", flush=True)
+        well.append(await _answers(name, _first_words(bot)))
+        await bot.aclose()
+    return all(well)
+
+
+async def _answers(name: str, answer: Awaitable[str]) -> bool:
+    """Print what is said, and how long it took."""
+    began = time.monotonic()
+    well = True
+    try:
+        said = await answer
+    except Exception as fault:  # noqa: BLE001 - whatever is wrong with one, the others are asked too
+        well = False
+        said = f"FAILED: {fault.message if isinstance(fault, ProxyError) else type(fault).__name__}"
+    print(f"{name}: {time.monotonic() - began:.2f} s  {said}", flush=True)
     return well
+
+
+async def _reached(config: Config) -> str:
+    if _unmade(config):
+        return "is made by `parley serve`"
+    store = _open(config)
+    try:
+        await store.secret()
+    finally:
+        await store.aclose()
+    return "reached"
 
 
 async def _first_words(bot: HttpBot[Any]) -> str:
@@ -294,7 +360,7 @@ def _chat(arguments: argparse.Namespace) -> None:
         key = arguments.key or os.environ.get("PARLEY_KEY", "")
         asyncio.run(_converse(arguments.base_url.rstrip("/"), arguments.model, key))
         return
-    config = _config(arguments)
+    config = _config(arguments, serving=True)
     _named(config, arguments.model)
     with listen(LOOPBACK, 0) as listener:
         asyncio.run(_converse_alone(config, listener, arguments.model))

@@ -371,7 +371,7 @@ def is_loopback(host: str) -> bool:
 
 
 _PLANNED: Mapping[type[Section], Sequence[str]] = {
-    Server: ("metrics", "playground"),
+    Server: ("playground",),
     Key: ("requests_per_minute",),
     Conversation: (),
     Responses: ("transcripts",),

@@ -1,14 +1,18 @@
 """Serving: sockets and uvicorn, with a patient end. Knows of the application only that it has a relay to wait for."""
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import uvicorn
+
+from proxy.telemetry import log
+from proxy.workers import HANG_UP, READY
 
 LOOPBACK = "127.0.0.1"
 KEEP_ALIVE = 75  # seconds an idle connection stays open: longer than clients and load balancers keep theirs
@@ -46,6 +50,46 @@ class Server(uvicorn.Server):
         """Wait for the running replies, then close."""
         await self._relay.drain(self._grace)
         await super().shutdown(sockets)
+
+
+class Worker(Server):
+    """One of several servers on one socket: its parent says over their line when to end, and hears when it serves."""
+
+    def __init__(self, app: Any, *, grace: float, line: socket.socket) -> None:
+        super().__init__(app, grace=grace, announce=self._report)
+        self._line = line
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A terminal's Ctrl-C reaches the whole family; what it means is for the parent to say."""
+        if sig != signal.SIGINT:
+            super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Listen to the parent, then to the world."""
+        self._line.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._line, self._obey)
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """As any server, and leave a line in the log."""
+        await super().shutdown(sockets)
+        told = {"pid": os.getpid(), "requests": self.server_state.total_requests}
+        log.info("a worker ended", extra={"parley": told})
+
+    def _obey(self) -> None:
+        try:
+            told = self._line.recv(64)
+        except OSError:
+            told = b""
+        if not told:  # the parent is dead: without it, nobody would ever end this process
+            asyncio.get_running_loop().remove_reader(self._line)
+        super().handle_exit(signal.SIGTERM, None)
+        if HANG_UP in told:
+            super().handle_exit(signal.SIGINT, None)
+
+    def _report(self) -> None:
+        with suppress(OSError):  # a dead parent is noticed by `_obey`
+            self._line.send(READY)
 
 
 class Backstage(uvicorn.Server):

@@ -19,6 +19,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("parley")
 
+PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: not logged, and answered while draining
+
 _WELL_FORMED_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}\Z")
 
 
@@ -78,7 +80,7 @@ class AccessLine:
             await self._app(scope, receive, stamped)
         finally:
             known["ms"] = _ms(time.perf_counter() - started)
-            if scope["path"] not in ("/healthz", "/readyz"):
+            if scope["path"] not in PROBES:
                 log.info("request", extra={"parley": known})
 
 

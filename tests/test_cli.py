@@ -53,30 +53,65 @@ def test_an_open_proxy_stays_at_home(capsys: pytest.CaptureFixture[str], tmp_pat
         assert "key" in text
 
 
-def test_workers_need_a_shared_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Several processes on a store in memory are refused, with the remedy."""
-    path = tmp_path / "config.yaml"
-    path.write_text("models: {m: {vendor: quickchat, token: t, scenario_id: s}}")
+def config_of(folder: Path, store: str) -> str:
+    path = folder / "config.yaml"
+    path.write_text(f"store: {store}\nmodels: {{m: {{vendor: quickchat, token: t, scenario_id: s}}}}")
+    return str(path)
 
-    code, text = outcome(capsys, "serve", "--config", str(path), "--workers", "2")
+
+def test_workers_need_a_shared_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Several processes on a store in memory are refused in one sentence, with the remedy."""
+    code, text = outcome(capsys, "serve", "--config", config_of(tmp_path, "memory://"), "--workers", "2")
 
     assert code == 1
     assert "memory://" in text
+    assert "`store: sqlite:///parley.db`" in text
+    assert "redis://" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "1.5", ""])
+def test_workers_are_counted(capsys: pytest.CaptureFixture[str], count: str) -> None:
+    """A number of workers that is none is a wrong call, and told as such."""
+    code, text = outcome(capsys, "serve", f"--workers={count}")
+
+    assert code == 2
+    assert f"argument --workers: {count!r} is no number of processes: 1 or more" in text
 
 
 @pytest.mark.parametrize("command", ["serve", "check", "models"])
-def test_a_store_that_is_not_there_yet_is_told(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
-) -> None:
-    """What `check` finds faultless `serve` can serve: a store that this version has not is told by both."""
-    path = tmp_path / "config.yaml"
-    path.write_text("store: sqlite:///x.db\nmodels: {m: {vendor: quickchat, token: t, scenario_id: s}}")
+def test_a_store_that_cannot_be_used_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    """What `check` finds faultless `serve` can serve: a file that cannot be made is told by both."""
+    config = config_of(tmp_path, f"sqlite:///{tmp_path}/nowhere/x.db")
 
-    code, text = outcome(capsys, command, "--config", str(path))
+    code, text = outcome(capsys, command, "--config", config)
 
     assert code == 1
     assert "store: " in text
-    assert "memory://" in text
+    assert "in a folder that exists" in text
+
+
+@pytest.mark.parametrize("command", ["check", "models"])
+def test_to_look_makes_no_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    """A store's file is made by those who serve, not by those who look at the configuration."""
+    config = config_of(tmp_path, f"sqlite:///{tmp_path}/x.db")
+
+    code, _ = outcome(capsys, command, "--config", config)
+
+    assert code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("command", ["check", "models"])
+def test_a_file_of_others_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    """A store's file that is there is looked into."""
+    (tmp_path / "x.db").write_text("The diary of somebody, who would not like it to be written into.")
+
+    code, text = outcome(capsys, command, "--config", config_of(tmp_path, f"sqlite:///{tmp_path}/x.db"))
+
+    assert code == 1
+    assert "belongs to another program" in text
+    assert "diary" not in text
 
 
 def test_vendors_are_imported_on_demand() -> None:

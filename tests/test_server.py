@@ -1,5 +1,7 @@
 """Sockets and servers, as far as they can be seen in process; signals and draining are in end_to_end/."""
 
+import asyncio
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,7 +10,8 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from proxy.server import AddressTaken, Backstage, Server, address, listen
+from proxy.server import AddressTaken, Backstage, Server, Worker, address, listen
+from proxy.workers import DRAIN, HANG_UP, READY
 
 
 def test_a_socket_knows_its_address() -> None:
@@ -48,6 +51,74 @@ def test_a_start_that_fails_is_not_announced() -> None:
 
     assert ended.value.code
     assert announced == []
+
+
+class Replies:
+    """As much of a relay as a server knows."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    async def drain(self, grace: float) -> None:
+        self.draining = True
+        async with asyncio.timeout(grace):
+            await self.stopped.wait()
+
+
+@asynccontextmanager
+async def working() -> AsyncIterator[tuple[Worker, Replies, socket.socket]]:
+    """A worker that serves, its replies, and its parent's end of the line."""
+    app = Starlette()
+    app.state.relay = replies = Replies()
+    line, far_end = socket.socketpair()
+    with line, far_end, listen("127.0.0.1", 0) as listener:
+        worker = Worker(app, grace=5, line=far_end)
+        serving = asyncio.create_task(worker.serve([listener]))
+        assert await asyncio.to_thread(line.recv, 1) == READY
+        yield worker, replies, line
+        await serving
+
+
+async def test_a_worker_obeys_its_parent() -> None:
+    """A worker drains and hangs up when it is told to, even if both words come at once."""
+    async with asyncio.timeout(3), working() as (worker, replies, line):
+        line.send(DRAIN + HANG_UP)
+        await replies.stopped.wait()
+        assert replies.draining
+        assert worker.should_exit
+
+
+async def test_a_worker_leaves_ctrl_c_to_its_parent() -> None:
+    """What a terminal sends to all is not counted beside what the parent says; SIGTERM is for whom it reaches."""
+    async with asyncio.timeout(3), working() as (worker, replies, line):
+        for _ in range(2):
+            worker.handle_exit(signal.SIGINT, None)
+        await asyncio.sleep(0.1)
+        assert not worker.should_exit
+        worker.handle_exit(signal.SIGTERM, None)
+        assert replies.draining
+        line.send(DRAIN)
+        await asyncio.sleep(0.1)
+        worker.handle_exit(signal.SIGINT, None)
+        await asyncio.sleep(0.1)
+        assert not replies.stopped.is_set()
+        line.send(HANG_UP)
+        await replies.stopped.wait()
+
+
+async def test_a_worker_drains_when_its_parent_is_dead() -> None:
+    """The end of the line is the end of a worker: it drains."""
+    async with asyncio.timeout(3), working() as (worker, replies, line):
+        line.close()
+        await asyncio.sleep(0.2)
+        assert worker.should_exit
+        assert replies.draining
+        assert not replies.stopped.is_set()
+        replies.stop()
 
 
 async def test_a_server_beside_another_ends_with_its_context() -> None:

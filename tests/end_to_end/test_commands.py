@@ -32,6 +32,7 @@ from tests.end_to_end.callers import (
     request_bytes,
     soon,
 )
+from tests.stores.servers import black_hole
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {"SECRET_KEY_FOR_US": "sk-our-own-key"}
@@ -68,9 +69,16 @@ def command(*arguments: str, at: Path, env: Mapping[str, str] | None = None) -> 
     plain = {name: value for name, value in os.environ.items() if not name.startswith("PARLEY")}
     words = [sys.executable, "-W", "error", "-m", "proxy", *arguments]
     out, err = at / "stdout", at / "stderr"
-    with out.open("wb") as out_file, err.open("wb") as err_file:
+    for file in (out, err):
+        file.write_bytes(b"")
+    with out.open("ab") as out_file, err.open("ab") as err_file:  # several processes write to them
         process = subprocess.Popen(
-            words, stdout=out_file, stderr=err_file, cwd=at, env={**plain, "PYTHONPATH": str(ROOT), **(env or {})}
+            words,
+            stdout=out_file,
+            stderr=err_file,
+            cwd=at,
+            start_new_session=True,
+            env={**plain, "PYTHONPATH": str(ROOT), **(env or {})},
         )
     try:
         yield Running(process, out, err)
@@ -387,3 +395,20 @@ async def test_impossible_port_is_told(tmp_path: Path, backstage: tuple[Simulato
         told = running.err.read_text()
         assert "99999" in told
         assert "Traceback" not in told
+
+
+async def test_check_live_reaches_the_store(tmp_path: Path, backstage: tuple[Simulator, str]) -> None:
+    """`check --live` shows whether the store answers; one that does not makes the exit code 1; no file is made."""
+    with black_hole() as port:
+        for store, code, told in (
+            ("memory://", 0, "store memory://: 0.0"),
+            ("sqlite:///x.db", 0, "store sqlite:///x.db: 0.00 s  is made by `parley serve`"),
+            (f"redis://:sk-hidden@127.0.0.1:{port}/0", 1, f"store redis://127.0.0.1:{port}/0: 0."),
+        ):
+            config = config_at(tmp_path, backstage, store=store)
+            with command("check", "--config", config, "--live", at=tmp_path) as running:
+                assert await running.ended() == code, running.err.read_text()
+            assert told in running.out.read_text()
+            assert ("FAILED: " in running.out.read_text()) == bool(code)
+            assert "sk-hidden" not in running.out.read_text() + running.err.read_text()
+    assert not (tmp_path / "x.db").exists()

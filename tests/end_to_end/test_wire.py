@@ -194,10 +194,12 @@ async def test_connection_serves_one_stream_after_another(on_stage: Stage) -> No
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("fault", "status"), [("limited", 429), ("failed", 502), ("empty", 502), ("html", 502)])
-async def test_fault_before_the_first_delta_has_its_status(slowly: Stage, model: str, fault: str, status: int) -> None:
+async def test_fault_before_the_first_delta_has_its_status(
+    on_stage: Stage, model: str, fault: str, status: int
+) -> None:
     """A stream that fails before its first delta is an error with its own status, not a 200."""
-    slowly.simulator.vendors[model].fail(fault)
-    answer = await streamed(slowly.url, model, "Hello")
+    on_stage.simulator.vendors[model].fail(fault)
+    answer = await streamed(on_stage.url, model, "Hello")
     assert answer.status == status
     assert answer.headers["content-type"] == "application/json"
     assert set(answer.json["error"]) == {"message", "type", "param", "code"}
