@@ -7,11 +7,13 @@ the entries found there fit.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import groupby, islice
 from operator import attrgetter
 from uuid import uuid4
 
 from proxy.messages import Handle, Message, Parked
+from proxy.ports import PER_HEAD
 from proxy.transcript import Canonical, Chain, Chat, canonical, canonical_text, fields_digest, pack
 
 LONGEST_REPLY = 4096  # bytes of a reply that are kept to recognise its beginning
@@ -79,8 +81,9 @@ class Stage:
 class Terms:
     """How conversations are matched. `idle_ttl` is how long a vendor keeps a silent one (seconds).
 
-    Without `marks` no text is parked, and only whole histories are recognised; without `recap` nothing may be told
-    that was not seen; `scoped` chats name themselves, so that more of them may differ from what was parked.
+    Without `marks` no text is parked, and only histories are recognised that are whole, or have a whole beginning;
+    without `recap` nothing may be told that was not seen; `scoped` chats name themselves, so that more of them may
+    differ from what was parked.
     """
 
     idle_ttl: float
@@ -102,7 +105,8 @@ class Conversation:
         self._chain = chain
         self._terms = terms
         self._priming = chain.fingerprint(priming) if terms.scoped else ""
-        self._expired = self._ambiguous = False
+        self._expired = False
+        self.ambiguous = False  # more than one conversation may be the one that is meant
         self._entries = tuple(canonical(chat.history))
         self._last = self._entries[-1] if self._entries else None
         self.before = chain.head_of(self._entries[:-1])
@@ -119,8 +123,8 @@ class Conversation:
             yield earlier
 
     def _tolerant(self, last: Canonical) -> Iterator[Stage]:
-        if not last.calls and last.text.count(" "):
-            yield Stage("interrupted", [_open_ended(self.before)])
+        if not last.calls and not last.attachments and last.text.count(" "):
+            yield Stage("interrupted", [_open_ended(self.before, last.text)])
         if self._terms.scoped:
             question = _question(self._entries)
             if question is not None and len(self._entries[question].text) >= SHORTEST_CONTAINED:
@@ -139,16 +143,15 @@ class Conversation:
         if stage.reason == "caught-up":
             yield from self._catching_up(stage, fresh)
             return
+        if len(found) > PER_HEAD:  # not all of those that might be meant were found
+            self.ambiguous = True
+            return
         fits = {"interrupted": self._is_cut_short, "contained": self._is_contained, "window": self._is_windowed}
         fresh = [parked for parked in fresh if fits[stage.reason](parked)]
         if len({parked.labels[0] for parked in fresh}) > 1:  # it may have been any of several
-            self.is_ambiguous()
+            self.ambiguous = True
             return
         yield from (self._continued(stage, parked) for parked in fresh)
-
-    def is_ambiguous(self) -> None:
-        """More than one conversation may be the one that is meant: none is taken on that ground."""
-        self._ambiguous = True
 
     def begins(self, reply: str) -> bool:
         """Whether the client's last assistant message is the beginning of this reply."""
@@ -178,8 +181,11 @@ class Conversation:
 
     def unmatched(self, *, in_use: bool) -> Continuation:
         """The answer when nothing could be taken: a new vendor conversation, which gets the history as a recap."""
-        reasons = {"in-use": in_use, "ambiguous": self._ambiguous, "expired": self._expired, "unknown-history": True}
-        return self.rebuilt(next(reason for reason, holds in reasons.items() if holds))
+        if in_use:
+            return self.rebuilt("in-use")
+        if self.ambiguous:
+            return self.rebuilt("ambiguous")
+        return self.rebuilt("expired" if self._expired else "unknown-history")
 
     def rebuilt(self, reason: str) -> Continuation:
         """A new vendor conversation that is told the whole history."""
@@ -198,7 +204,7 @@ class Conversation:
             marks["priming"] = self._priming
         labels = [self._chain.head_of(said, self.asked).hex()]
         if self._terms.marks and not renamed:
-            labels.append(_open_ended(self.asked))
+            labels.append(_open_ended(self.asked, said[0].text))
             marks["reply"] = _beginning(said[0].text, LONGEST_REPLY)
             if self._terms.scoped:
                 self._describe((*self._entries, *canonical(self.chat.turn), *said), labels, marks)
@@ -241,8 +247,13 @@ class Conversation:
         return question is not None and self._entries[question].text in parked.marks.get("sent", "")
 
     def _is_windowed(self, parked: Parked) -> bool:
-        """Whether the client's history is the end of what this entry stands for."""
-        return parked.marks.get("window", "").endswith(self._chain.digests(self._entries))
+        """Whether the client's history is the end of what this entry stands for, and not an earlier part as well.
+
+        Else it may be the history of a reply that is wanted anew, or edited, further up.
+        """
+        whole, kept = parked.marks.get("window", ""), self._chain.digests(self._entries)
+        places = range(0, len(whole) - len(kept), len(kept) // len(self._entries))
+        return whole.endswith(kept) and not any(whole.startswith(kept, place) for place in places)
 
 
 def _question(entries: Sequence[Canonical]) -> int | None:
@@ -267,6 +278,10 @@ def _ends(text: str, size: int) -> str:
     return "\n".join(part.decode(errors="ignore") for part in (encoded[:half], encoded[-half:]))
 
 
-def _open_ended(head: bytes) -> str:
-    """The label of a reply's predecessor: where replies are looked for that the client knows only in part."""
-    return f"{head.hex()}+"
+def _open_ended(head: bytes, reply: str) -> str:
+    """The label of what replies follow: where one is looked for of which the client knows two words or more.
+
+    Its first word is whole, then, and keeps apart what many chats that begin alike are answered.
+    """
+    first = reply.partition(" ")[0]
+    return f"{head.hex()}+{blake2b(first.encode(), digest_size=4, key=head).hexdigest()}"

@@ -5,6 +5,9 @@ from typing import Protocol
 
 from proxy.messages import Event, Parked, Turn
 
+PER_HEAD = 32  # entries with the same first label that a store keeps at most
+FOUND = PER_HEAD + 1  # entries of one label that it finds at most: more than a head can have, so who counts can tell
+
 
 class Bot(Protocol):
     """One configured chatbot at one vendor, safe for many concurrent turns."""
@@ -44,13 +47,13 @@ class ConversationStore(Protocol):
         """32 random bytes, made once for all who share this store. Asked anew each time: a sign of life, too."""
 
     async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
-        """Entries with any of these labels, newest first. A hint: may be stale by the time it is read."""
+        """Entries with any of these labels, newest first, `FOUND` of each at most. A hint: may be stale when read."""
 
     async def take(self, id: str) -> Parked | None:
         """Remove an entry and return it; of many callers one gets it, the others None."""
 
     async def put(self, parked: Parked) -> None:
-        """Park an entry until its time is over."""
+        """Park an entry until its time is over. Of one head, which is the first label, the oldest go."""
 
     async def aclose(self) -> None:
         """Let go of files and sockets."""

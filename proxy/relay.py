@@ -58,6 +58,7 @@ class Relay:
         self._store = store
         self._rules = rules
         self._secret = rules.secret
+        self._makeshift = token_bytes(32)
         self._sink = sink
         self._clock = clock
         self._replies = Replies()
@@ -74,9 +75,10 @@ class Relay:
         turn = _plain_turn(model, ask, chat)
         model.bot.check(turn)
         conversation = self._conversation(model, ask, turn, chat, await self._key())
-        first = self._replies.to(ask, conversation.asked)
-        if first is not None and await self._still_stands(first):
-            return first
+        while first := self._replies.to(ask, conversation.asked):
+            if first in self._replies.running or (first.parked and await self._seats.has(first.parked)):
+                return first
+            self._replies.forget(first)  # the chat has gone on from it
         if self.draining:
             raise ShuttingDown("This proxy is shutting down; try again in a moment", retry_after=1)
         utility = self._is_utility(chat)
@@ -92,12 +94,8 @@ class Relay:
             try:
                 self._secret = await self._store.secret()
             except StoreUnavailable:
-                return token_bytes(32)
+                return self._makeshift
         return self._secret
-
-    async def _still_stands(self, reply: Reply) -> bool:
-        """Whether a reply may be listened to: it runs, or nobody has gone on from it."""
-        return reply in self._replies.running or reply.parked is None or await self._seats.has(reply.parked)
 
     async def drain(self, grace: float) -> None:
         """Take no new asks; wait for the running replies to end, stop what has not after `grace` seconds."""

@@ -7,6 +7,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from math import inf
 from types import TracebackType
 from typing import Self
@@ -34,7 +35,7 @@ class Reply:
     """
 
     def __init__(self, ask: Ask, asked: bytes, record: TurnRecord, *, linger: float) -> None:
-        self.ask = ask
+        self.ask = replace(ask, messages=())  # it may be remembered for long after the bot was told
         self.asked = asked
         self.record = record
         self.parked: Parked | None = None
@@ -55,6 +56,16 @@ class Reply:
     def listen(self) -> "Listener":
         """A new listener, to be used as a context; hears the reply from its beginning."""
         return Listener(self)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the vendor is being hung up on."""
+        return self.ended.cancelling() > 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was said."""
+        return bool(self._said) and isinstance(self._said[-1], Finish)
 
     @property
     def text(self) -> str:
@@ -172,7 +183,7 @@ class Replies:
     def __init__(self) -> None:
         self.running: set[Reply] = set()
         self._by_head: dict[bytes, list[Reply]] = {}
-        self._unheard: dict[Reply, None] = {}  # ended, the oldest first
+        self._unheard: dict[Reply, asyncio.TimerHandle] = {}  # ended, the oldest first
         self._keys: OrderedDict[tuple[str, str], tuple[bytes, float]] = OrderedDict()
 
     def add(self, reply: Reply) -> None:
@@ -181,11 +192,11 @@ class Replies:
         self._by_head.setdefault(reply.asked, []).append(reply)
         self._remember_key(reply.ask, inf)
         reply.ended.add_done_callback(lambda _: self._ended(reply))
-        reply.heard_out.add_done_callback(lambda _: self._forget(reply))
+        reply.heard_out.add_done_callback(lambda _: self.forget(reply))
 
     def speaking(self, asked: bytes) -> Sequence[Reply]:
         """The running replies to this head."""
-        return [reply for reply in self._by_head.get(asked, ()) if reply in self.running]
+        return [reply for reply in self._by_head.get(asked, ()) if reply in self.running and not reply.stopping]
 
     def to(self, ask: Ask, asked: bytes) -> Reply | None:
         """The reply to an ask that is made once more: it runs, or has ended unheard.
@@ -200,8 +211,9 @@ class Replies:
                 code="idempotency_key_reused",
             )
         for reply in self._by_head.get(asked, ()):
-            same_key = ask.idempotency_key and ask.idempotency_key == reply.ask.idempotency_key
-            if reply.ask.body == ask.body and (ask.repeated or same_key) and not reply.heard_out.done():
+            if reply.ask.body != ask.body or reply.heard_out.done() or reply.stopping:
+                continue
+            if reply.ask.idempotency_key == ask.idempotency_key if ask.idempotency_key else ask.repeated:
                 return reply
         return None
 
@@ -216,16 +228,18 @@ class Replies:
         loop = asyncio.get_running_loop()
         self.running.discard(reply)
         self._remember_key(reply.ask, loop.time() + REMEMBERED)
-        if reply.parked is None or len(reply.text) > LONGEST_REMEMBERED or reply.heard_out.done():
-            self._forget(reply)
+        told = reply.complete and not reply.heard_out.done()
+        if not told or reply.parked is None or len(reply.text) > LONGEST_REMEMBERED:
+            self.forget(reply)
             return
-        self._unheard[reply] = None
-        loop.call_later(REMEMBERED, self._forget, reply)
+        self._unheard[reply] = loop.call_later(REMEMBERED, self.forget, reply)
         if len(self._unheard) > MOST_REMEMBERED:
-            self._forget(next(iter(self._unheard)))
+            self.forget(next(iter(self._unheard)))
 
-    def _forget(self, reply: Reply) -> None:
-        self._unheard.pop(reply, None)
+    def forget(self, reply: Reply) -> None:
+        """Tell it to nobody who asks from now on."""
+        if timer := self._unheard.pop(reply, None):
+            timer.cancel()
         known = self._by_head.get(reply.asked, [])
         if reply in known:
             known.remove(reply)

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from proxy.conversation import Continuation, Conversation, Stage
@@ -13,8 +13,8 @@ from proxy.ports import ConversationStore
 from proxy.reply import Replies, Reply
 from proxy.telemetry import log
 
-NOTICED = 0.25  # seconds until it shows that a client has hung up, when its next request has come already
-OUTLASTED = 3.0  # seconds that a request waits for the end of the reply that its client cut short
+HANG_UP_NOTICED = 0.25  # seconds until it shows that a client has hung up, when its next request has come already
+LONGEST_WAIT = 3.0  # seconds that a request waits for the end of the reply that its client cut short
 
 
 class Seats:
@@ -31,15 +31,17 @@ class Seats:
         in_use = False
         try:
             for stage in conversation.stages():
-                found = await self._store.find(stage.labels)
                 if stage.reason == "interrupted":
-                    found, spoken = await self._hushed(conversation, stage, found)
-                    in_use = in_use or spoken
+                    in_use = await self._await_interrupted(conversation, stage) or in_use
+                    if conversation.ambiguous:
+                        continue
+                found = await self._store.find(stage.labels)
                 for continuation in conversation.matches(stage, found, self._clock()):
                     if taken := await self._store.take(continuation.entry.id):
                         return replace(continuation, parked=taken)
                     in_use = True
-                in_use = in_use or any(self._in_use[label] for label in stage.labels)
+                if stage.reason == "exact":
+                    in_use = in_use or self._in_use[stage.labels[0]] > 0
         except StoreUnavailable:
             return conversation.rebuilt("store-unavailable")
         return conversation.unmatched(in_use=in_use)
@@ -62,40 +64,41 @@ class Seats:
 
     @contextmanager
     def held(self, parked: Parked | None) -> Iterator[None]:
-        """Remember which labels a running turn has taken its handle from, to tell others why they got none."""
-        labels = parked.labels if parked is not None else ()
-        self._in_use.update(labels)
+        """Remember which head a running turn has taken its handle from, to tell others why they got none."""
+        head = parked.labels[0] if parked is not None else ""
+        self._in_use[head] += 1
         try:
             yield
         finally:
-            self._in_use.subtract(labels)
-            for label in labels:
-                if not self._in_use[label]:
-                    del self._in_use[label]
+            self._in_use[head] -= 1
+            if not self._in_use[head]:
+                del self._in_use[head]
 
-    async def _hushed(
-        self, conversation: Conversation, stage: Stage, found: Sequence[Parked]
-    ) -> tuple[Sequence[Parked], bool]:
-        """What is found when a reply that was cut short has come to its end; and whether one is still being spoken.
+    async def _await_interrupted(self, conversation: Conversation, stage: Stage) -> bool:
+        """Wait for the end of a reply that was cut short; True if one is still being spoken.
 
         Only a reply that nobody listens to any more is waited for, and only if it is the one that can be meant.
         """
         speaking = [reply for reply in self._replies.speaking(conversation.before) if conversation.begins(reply.text)]
         speaking = [reply for reply in speaking if reply.record.how != "utility"]
         if not speaking:
-            return found, False
+            return False
+        found = await self._store.find(stage.labels)
         heads: set[object] = {reply.parked.labels[0] if reply.parked else reply for reply in speaking}
         heads |= {match.entry.labels[0] for match in conversation.matches(stage, found, self._clock())}
         if len(heads) > 1:
-            conversation.is_ambiguous()
-            return (), False
-        over = await _outlasted(speaking[0])
-        return await self._store.find(stage.labels), not over
+            conversation.ambiguous = True
+            return False
+        return not await _outlasted(speaking[0])
 
 
 async def _outlasted(reply: Reply) -> bool:
     """Wait for the end of a reply that nobody listens to; False if somebody does, or it takes too long."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(reply.alone.wait(), NOTICED)
-        await asyncio.wait([reply.ended], timeout=OUTLASTED)
+    alone = asyncio.create_task(reply.alone.wait())
+    try:
+        await asyncio.wait([alone, reply.ended], timeout=HANG_UP_NOTICED, return_when=asyncio.FIRST_COMPLETED)
+        if reply.alone.is_set():
+            await asyncio.wait([reply.ended], timeout=LONGEST_WAIT - HANG_UP_NOTICED)
+    finally:
+        alone.cancel()
     return reply.ended.done()

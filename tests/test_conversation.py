@@ -285,6 +285,15 @@ def test_a_window_must_fit_in_every_message() -> None:
     assert went([(chat[2:5], "f")], [*chat, Message("user", "g")])[0] != "window"
 
 
+def test_a_window_that_may_be_further_up_is_none() -> None:
+    """A history that is the end of a conversation, but an earlier part of it too, may be an edit and is no window."""
+    twice = talk("refund", "Sorry?", "refund", "Sorry?")
+
+    assert went([(twice[:3], "Sorry?")], talk("refund", "Sorry?", "refund"))[0] == "unknown-history"
+    longer = talk("a", "b", "refund", "Sorry?", "refund", "Sorry?")
+    assert went([(longer[:5], "Sorry?")], talk("refund", "Sorry?", "refund", "Sorry?", "next"))[0] == "window"
+
+
 def test_a_window_has_a_limit() -> None:
     """A window of more messages than are remembered of a conversation is not recognised."""
     chat = talk(*(str(n) for n in range(300)))

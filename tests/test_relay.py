@@ -1,6 +1,8 @@
 """The one use case as transcripts: what the bot is scripted to do, what the client got, what is parked."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +24,7 @@ from proxy.errors import (
     VendorUnavailable,
 )
 from proxy.messages import Ask, Delta, Finish, Message, Parked, Usage
-from proxy.reply import Reply
+from proxy.reply import MOST_REMEMBERED, Reply
 from proxy.stores.memory import MemoryStore
 from tests.scripted import Cue, House, user
 
@@ -606,6 +608,9 @@ class LateStore(MemoryStore):
             raise StoreUnavailable("out of reach")
         return await super().secret()
 
+    async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
+        return await super().find(labels if self.reached else [])
+
 
 async def test_without_a_secret_of_its_own_the_store_keeps_one() -> None:
     """Relays on one store know each other's conversations; before the store was reached nothing is recognised."""
@@ -632,3 +637,77 @@ async def test_a_blank_beginning_is_held_back() -> None:
     failed = await house.ask(user("a"))
     with failed.listen() as listener, pytest.raises(NoAnswer):
         await listener.hear()
+
+
+async def test_a_reply_stopped_while_it_was_parked_is_not_told_again() -> None:
+    """A reply that was stopped before its end was told is no answer to a repeated request, though it was parked."""
+
+    class SlowStore(MemoryStore):
+        async def put(self, parked: Parked) -> None:
+            await super().put(parked)
+            await asyncio.sleep(9)
+
+    house = House(SlowStore(max_parked=9, clock=lambda: 1000))
+    reply = await house.ask(user("a"), body=b"1")
+    await asyncio.sleep(0.02)
+    assert house.parked
+    reply.stop()
+    assert await house.ask(user("a"), body=b"1", repeated=True) is not reply
+    await asyncio.wait([reply.ended])
+    assert await house.ask(user("a"), body=b"1", repeated=True) is not reply
+    house.relay.stop()
+
+
+async def test_replies_that_nobody_heard_are_forgotten() -> None:
+    """Of replies whose end nobody heard a bounded number is kept, without the histories they answered."""
+    house = House()
+    heard = weakref.WeakSet[Reply]()
+    for number in range(130):
+        reply = await house.ask(user(f"{number}"), body=b"%d" % number)
+        heard.add(reply)
+        await reply.ended
+    await asyncio.sleep(0)
+    del reply
+    gc.collect()
+
+    assert len(heard) == MOST_REMEMBERED
+    assert all(reply.ask.messages == () for reply in heard)
+
+
+async def test_an_older_reply_that_was_gone_on_from_hides_no_younger_one() -> None:
+    """Of two equal replies whose ends nobody heard a repeated request is told the one that nobody has gone on from."""
+    house = House()
+    replies = [await house.ask(user("a"), body=b"1") for _ in range(2)]
+    for reply in replies:
+        await reply.ended
+    chat = [user("a"), Message("assistant", replies[0].text)]
+    assert await house.said("b", chat) == "continued exact"
+    left = await house.ask(user("a"), body=b"1", repeated=True)
+
+    assert left in replies
+    assert await house.ask(user("a"), body=b"1", repeated=True) is left
+
+
+async def test_many_chats_that_begin_alike_are_all_kept() -> None:
+    """Any number of chats may begin with the same question: each is found again by its own reply."""
+    house = House()
+    chats = [list[Message]() for _ in range(50)]
+    for number, chat in enumerate(chats):
+        house.bot.cues.append(Cue(pieces=(f"Number {number} ", "speaking to you")))
+        await house.said("hi there", chat)
+
+    assert await house.said("b", [user("hi there"), Message("assistant", "Number 7 speaking")]) == "rebuilt ambiguous"
+    assert {await house.said("b", chat) for chat in chats} == {"continued exact"}
+
+
+async def test_in_use_is_told_of_the_same_history_only() -> None:
+    """A history that nobody has seen is unknown, also while another chat with the same beginning is being answered."""
+    house, chat = House(), list[Message]()
+    await house.said("hi there", chat)
+    house.bot.cues.append(Cue(pieces=("slow ", "one"), wait=asyncio.Event()))
+    await house.ask(*chat, user("b"))
+    await asyncio.sleep(0)
+    other = [user("hi there"), Message("assistant", "never said")]
+
+    assert await house.said("c", other) == "rebuilt unknown-history"
+    house.relay.stop()

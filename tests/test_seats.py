@@ -36,8 +36,8 @@ async def test_a_request_waits_for_the_reply_that_its_client_interrupted() -> No
 
 async def test_it_waits_no_longer_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted reply that takes too long, or that somebody listens to, is not waited for."""
-    monkeypatch.setattr(seats, "NOTICED", 0.02)
-    monkeypatch.setattr(seats, "OUTLASTED", 0.05)
+    monkeypatch.setattr(seats, "HANG_UP_NOTICED", 0.02)
+    monkeypatch.setattr(seats, "LONGEST_WAIT", 0.05)
 
     assert await interrupted(House(), ends=None) == "rebuilt in-use"
     assert await interrupted(House(), ends=None, listening=True) == "rebuilt in-use"

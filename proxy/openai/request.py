@@ -91,7 +91,11 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _digest(fields: Mapping[str, Any]) -> bytes:
     asked = {name: value for name, value in fields.items() if name not in ("stream", "stream_options")}
-    return blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+    try:
+        written = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        raise InvalidRequest("The body is nested too deeply", code="invalid_json") from None
+    return blake2b(written, digest_size=16).digest()
 
 
 def _required(fields: Mapping[str, Any], name: str, empty: object) -> Any:

@@ -1,14 +1,14 @@
-"""Parked handles in this process: cachetools with an expiry per entry, bounded in all and per label."""
+"""Parked handles in this process: cachetools with an expiry per entry, bounded in all and per head."""
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from secrets import token_bytes
 
 from cachetools import TLRUCache
 
 from proxy.messages import Parked
-
-PER_LABEL = 32
+from proxy.ports import FOUND, PER_HEAD
 
 
 class MemoryStore:
@@ -17,7 +17,7 @@ class MemoryStore:
     def __init__(self, *, max_parked: int, clock: Callable[[], float] = time.time) -> None:
         self._max_parked = max_parked
         self._entries: TLRUCache[str, Parked] = TLRUCache(max_parked + 1, _expiry, timer=clock)
-        self._ids: dict[str, list[str]] = {}  # label -> ids, oldest first
+        self._ids: dict[str, dict[str, None]] = {}  # label -> ids, oldest first
         self._secret = token_bytes(32)
 
     def __len__(self) -> int:
@@ -31,8 +31,9 @@ class MemoryStore:
         """Entries with any of these labels, newest first."""
         with self._entries.timer:  # one moment for the whole look-up
             self._expire()
-            ids = dict.fromkeys(id for label in labels for id in self._ids.get(label, ()))
-            return sorted((self._entries[id] for id in reversed(ids)), key=lambda parked: -parked.spoken_at)
+            newest = (islice(reversed(self._ids.get(label, {})), FOUND) for label in labels)
+            ids = dict.fromkeys(chain.from_iterable(newest))
+            return sorted((self._entries[id] for id in ids), key=lambda parked: -parked.spoken_at)
 
     async def take(self, id: str) -> Parked | None:
         """Remove an entry; atomic because nothing here awaits."""
@@ -44,7 +45,7 @@ class MemoryStore:
             return parked
 
     async def put(self, parked: Parked) -> None:
-        """Park an entry; whatever is too much then goes, the oldest of its label and the least used of all."""
+        """Park an entry; whatever is too much then goes, the oldest of its head and the least used of all."""
         with self._entries.timer:
             self._expire()
             if old := self._entries.pop(parked.id, None):
@@ -53,10 +54,10 @@ class MemoryStore:
             if parked.id not in self._entries:
                 return  # its time was over before it was parked
             for label in parked.labels:
-                self._ids.setdefault(label, []).append(parked.id)
-            for label in parked.labels:
-                if len(self._ids[label]) > PER_LABEL:
-                    self._unlabel(self._entries.pop(self._ids[label][0]))
+                self._ids.setdefault(label, {})[parked.id] = None
+            head = self._ids[parked.labels[0]]
+            if len(head) > PER_HEAD:
+                self._unlabel(self._entries.pop(next(iter(head))))
             while len(self._entries) > self._max_parked:
                 self._unlabel(self._entries.popitem()[1])
 
@@ -70,9 +71,9 @@ class MemoryStore:
             self._unlabel(parked)
 
     def _unlabel(self, parked: Parked) -> None:
-        for label in parked.labels:
+        for label in set(parked.labels):
             ids = self._ids[label]
-            ids.remove(parked.id)
+            ids.pop(parked.id)
             if not ids:
                 del self._ids[label]
 

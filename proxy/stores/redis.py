@@ -19,8 +19,8 @@ from redis.exceptions import RedisError
 
 from proxy.errors import StoreUnavailable
 from proxy.messages import Handle, Parked
+from proxy.ports import FOUND, PER_HEAD
 
-PER_LABEL = 32
 SWEPT = 100  # entries that are over, or too many, which one put removes at most
 CONNECTIONS = 32
 
@@ -48,8 +48,8 @@ return redis.call('GET', ARGV[1] .. 'secret')
 """
 FIND = """
 local seen, values = {}, {}
-for i = 2, #ARGV do
-  for _, id in ipairs(redis.call('ZRANGE', label .. ARGV[i], 0, -1)) do
+for i = 3, #ARGV do
+  for _, id in ipairs(redis.call('ZRANGE', label .. ARGV[i], -ARGV[2], -1)) do
     local value = not seen[id] and redis.call('GET', entry .. id)
     if value then table.insert(values, value) end
     seen[id] = true
@@ -59,7 +59,7 @@ return values
 """
 TAKE = "return forget(ARGV[2])"
 PUT = """
-local _, secret, id, value, now, ends, max_parked, per_label, swept = unpack(ARGV, 1, 9)
+local _, secret, id, value, now, ends, max_parked, per_head, swept = unpack(ARGV, 1, 9)
 local ttl = math.floor((ends - now) * 1000)
 local function add(set)
   redis.call('ZADD', set, ends, id)
@@ -76,10 +76,10 @@ for i = 10, #ARGV do
   local set = label .. ARGV[i]
   redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
   add(set)
-  for _, old in ipairs(redis.call('ZRANGE', set, 0, -1 - per_label)) do
-    forget(old)
-    redis.call('ZREM', set, old)
-  end
+end
+for _, old in ipairs(redis.call('ZRANGE', label .. ARGV[10], 0, -1 - per_head)) do
+  forget(old)
+  redis.call('ZREM', label .. ARGV[10], old)
 end
 local excess = math.min(redis.call('ZCARD', index) - max_parked, tonumber(swept))
 if excess > 0 then
@@ -119,7 +119,7 @@ class RedisStore:
 
     async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
         """Entries with any of these labels, newest first."""
-        found = [_parked(value) for value in await self._ask("find", *labels)]
+        found = [_parked(value) for value in await self._ask("find", FOUND, *labels)]
         return sorted(filter(self._lives, found), key=lambda parked: -parked.spoken_at)
 
     async def take(self, id: str) -> Parked | None:
@@ -132,7 +132,7 @@ class RedisStore:
         """Park an entry in place of one of its id; those that are over or too many then go."""
         value = orjson.dumps(parked.labels) + b"\n" + orjson.dumps(parked, default=dict)
         ends = parked.spoken_at + parked.ttl
-        bounds = self._clock(), ends, self._max_parked, PER_LABEL, SWEPT
+        bounds = self._clock(), ends, self._max_parked, PER_HEAD, SWEPT
         await self._ask("put", self._secret, parked.id, value, *bounds, *parked.labels)
 
     async def aclose(self) -> None:

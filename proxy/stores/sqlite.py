@@ -21,8 +21,8 @@ import orjson
 
 from proxy.errors import StoreUnavailable
 from proxy.messages import Handle, Parked
+from proxy.ports import FOUND, PER_HEAD
 
-PER_LABEL = 32
 GATHERED = 64  # calls in one transaction at most: others wait for the lock meanwhile
 SWEPT = 100  # entries that are over, or too many, which one put removes at most
 BUSY = 0.4  # seconds to wait for the lock of another process
@@ -46,13 +46,14 @@ SCHEMA = (
     f"PRAGMA user_version = {VERSION}",
 )
 FIND = (
-    "SELECT entry FROM parked WHERE ends > ? AND at IN"
-    " (SELECT at FROM json_each(?) CROSS JOIN labels ON label = value) ORDER BY spoken_at DESC, at DESC"
+    "SELECT entry FROM parked WHERE ends > ? AND at IN (SELECT at FROM json_each(?) CROSS JOIN labels ON label = value"
+    " AND at > coalesce((SELECT at FROM labels WHERE label = value ORDER BY at DESC LIMIT 1 OFFSET ?), -1))"
+    " ORDER BY spoken_at DESC, at DESC"
 )
 TAKE = "DELETE FROM parked WHERE id = ? RETURNING ends, entry"
 SWEEP = "DELETE FROM parked WHERE at IN (SELECT at FROM parked WHERE ends <= ? LIMIT ?)"
 PUT = "INSERT INTO parked (id, ends, spoken_at, entry) VALUES (?, ?, ?, ?)"
-TRIM_LABEL = "DELETE FROM parked WHERE at IN (SELECT at FROM labels WHERE label = ? ORDER BY at DESC LIMIT ? OFFSET ?)"
+TRIM_HEAD = "DELETE FROM parked WHERE at IN (SELECT at FROM labels WHERE label = ? ORDER BY at DESC LIMIT ? OFFSET ?)"
 TRIM = (
     "DELETE FROM parked WHERE at IN"
     " (SELECT at FROM parked ORDER BY at LIMIT (SELECT max(0, min(?, parked - ?)) FROM meta))"
@@ -102,7 +103,7 @@ class SqliteStore:
     async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
         """Entries with any of these labels, newest first."""
         wanted = orjson.dumps(labels).decode()
-        rows = await self._ask(READ, lambda db: db.execute(FIND, (self._clock(), wanted)).fetchall())
+        rows = await self._ask(READ, lambda db: db.execute(FIND, (self._clock(), wanted, FOUND)).fetchall())
         return [_parked(entry) for (entry,) in rows]
 
     async def take(self, id: str) -> Parked | None:
@@ -119,7 +120,7 @@ class SqliteStore:
             at = db.execute(PUT, row).lastrowid
             db.executemany("INSERT OR IGNORE INTO labels VALUES (?, ?)", [(label, at) for label in parked.labels])
             db.execute(SWEEP, (self._clock(), SWEPT))
-            db.executemany(TRIM_LABEL, [(label, SWEPT, PER_LABEL) for label in parked.labels])
+            db.execute(TRIM_HEAD, (parked.labels[0], SWEPT, PER_HEAD))
             db.execute(TRIM, (SWEPT, self._max_parked))
 
         await self._ask(WRITE, put)

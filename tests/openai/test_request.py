@@ -224,3 +224,12 @@ def test_the_end_user_is_the_safety_identifier_first() -> None:
 def test_prompt_tokens_are_bytes_by_four_rounded_up() -> None:
     """The estimate counts the UTF-8 bytes of all messages."""
     assert parsed(messages=[{"role": "user", "content": "é" * 3}, *HELLO]).prompt_tokens == 3
+
+
+def test_a_body_nested_too_deeply_is_refused() -> None:
+    """A body that can be read but not be written again is the client's fault."""
+    deep = b"[" * 300 + b"]" * 300
+    with pytest.raises(InvalidRequest) as refused:
+        parse(b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "tools": %b}' % deep)
+
+    assert refused.value.code == "invalid_json"

@@ -151,13 +151,25 @@ async def test_an_entry_already_over_is_not_parked(store: ConversationStore) -> 
 
 
 async def test_a_head_holds_at_most_32(store: ConversationStore) -> None:
-    """Of many entries under one label the oldest go first."""
+    """Of many entries under one first label the oldest go."""
     for i in range(40):
         await store.put(entry(str(i), "label", f"own {i}", spoken_at=1000 + i))
 
     assert await ids(store) == [str(i) for i in range(39, 7, -1)]
     assert await store.take("0") is None
     assert await ids(store, "own 0") == []
+
+
+async def test_other_labels_may_hold_more_than_are_found(store: ConversationStore) -> None:
+    """Under a label that is not their first any number of entries lie, of which the 33 newest are found."""
+    for i in range(48):
+        await store.put(entry(str(i), f"own {i}", "label", spoken_at=1000 + i, ttl=10_000))
+
+    assert await ids(store) == [str(i) for i in range(47, 47 - 33, -1)]
+    assert await ids(store, "own 0", "own 47") == ["47", "0"]
+    for i in range(47, 20, -1):
+        assert await store.take(str(i))
+    assert await ids(store) == [str(i) for i in range(20, -1, -1)]
 
 
 async def test_it_is_bounded_in_all(store: ConversationStore) -> None:

@@ -280,7 +280,7 @@ async def test_nothing_scans(store: SqliteStore, path: Path) -> None:
     """A look-up goes from labels to entries by index, however many there are."""
     await store.put(entry("a"))
     with closing(sqlite3.connect(path)) as db:
-        plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {FIND}", (1000, '["label"]'))]
+        plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {FIND}", (1000, '["label"]', 33))]
 
     assert [step for step in plan if step.startswith("SCAN") and "json_each" not in step] == []
 
