@@ -213,7 +213,8 @@ class Replies:
         for reply in self._by_head.get(asked, ()):
             if reply.ask.body != ask.body or reply.heard_out.done() or reply.stopping:
                 continue
-            if reply.ask.idempotency_key == ask.idempotency_key if ask.idempotency_key else ask.repeated:
+            theirs, ours = reply.ask.idempotency_key, ask.idempotency_key
+            if ours == theirs != "" or (ask.repeated and not (ours and theirs)):
                 return reply
         return None
 
