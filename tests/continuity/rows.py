@@ -110,6 +110,7 @@ def _is_contained(stands_for: Rows, history: Rows) -> bool:
         return False
     short, long = history[at], stands_for[at]
     same = stands_for[:at] == history[:at] and stands_for[at + 1 :] == history[at + 1 :]
+    same = same and short.attachments == long.attachments  # a question that lost its picture is another one
     return same and len(short.text) >= 8 and short.text in long.text
 
 
