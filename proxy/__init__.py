@@ -5,7 +5,7 @@ The floor plan; imports go down only:
     5  cli                                the commands
     4  app                                ties the knot: the only file that knows everybody
     3  openai/  auth                      the doors: know the relay and the words
-    2  relay seats  |  vendors/  |  stores/
+    2  relay seats speech  |  vendors/  |  stores/
                                           the use case, the adapters, the shelves: do not know each other
     1  ports transcript conversation framing markup reply config telemetry metrics
     0  messages errors                    the words

@@ -1,6 +1,7 @@
 """A configuration becomes an ASGI application: the one place where bots, store, relay and doors meet."""
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,12 +20,15 @@ from proxy.auth import Authenticate
 from proxy.config import Config, is_loopback
 from proxy.errors import ProxyError, ShuttingDown, StoreUnavailable
 from proxy.messages import Key, TurnRecord
-from proxy.openai.chat import ChatCompletions, Limits, Whereabouts
+from proxy.openai.chat import Chat
+from proxy.openai.completions import Text
+from proxy.openai.door import Door, Limits, Whereabouts
 from proxy.openai.errors import Envelope
 from proxy.openai.models import ModelCard, ModelList, Models
-from proxy.ports import Bot, ConversationStore
+from proxy.openai.request import parse, parse_completion
+from proxy.ports import Bot, ConversationStore, RateCounter
 from proxy.relay import Model, Relay, Rules
-from proxy.stores import open_store
+from proxy.stores import open_rates, open_store
 from proxy.telemetry import PROBES, AccessLine, App, Receive, Scope, Send, log, log_turn
 from proxy.vendors import load
 
@@ -44,14 +48,17 @@ EXPOSED_HEADERS = [
 ]
 
 
-def create_app(config: Config) -> Starlette:
-    """The whole proxy of a configuration."""
+def create_app(config: Config, *, workers: int = 1) -> Starlette:
+    """The whole proxy of a configuration, or one of so many that share it."""
     store = open_store(config.store, max_parked=config.conversation.max_parked)
+    rates = open_rates(config.store, share=workers)
     bots = {name: load(options.vendor)(options) for name, options in config.models.items()}
-    return assemble(config, bots, store)
+    return assemble(config, bots, store, rates)
 
 
-def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) -> Starlette:
+def assemble(
+    config: Config, bots: Mapping[str, Bot], store: ConversationStore, rates: RateCounter | None = None
+) -> Starlette:
     """The doors in front of these bots, one for each configured model, and this store; it owns them from now on.
 
     `app.state.relay` is there for whoever must wait for its replies at shutdown.
@@ -74,9 +81,11 @@ def assemble(config: Config, bots: Mapping[str, Bot], store: ConversationStore) 
         for bot in bots.values():
             await bot.aclose()
         await store.aclose()
+        if rates is not None:
+            await rates.aclose()
 
     app = Starlette(
-        routes=[*_probes(relay, store), *_counters(config, metrics), _doors(config, relay, models)],
+        routes=[*_probes(relay, store), *_counters(config, metrics), _doors(config, relay, models, rates)],
         middleware=_middleware(config, relay),
         exception_handlers={HTTPException: _pass_on, ProxyError: _pass_on},
         lifespan=lifespan,
@@ -105,10 +114,11 @@ def _rules(config: Config) -> Rules:
     )
 
 
-def _doors(config: Config, relay: Relay, models: dict[str, Model]) -> Mount:
+def _doors(config: Config, relay: Relay, models: dict[str, Model], rates: RateCounter | None) -> Mount:
     table = Models(models, created=int(time.time()))
     conversation = config.conversation
-    chat = ChatCompletions(
+    door = functools.partial(
+        Door,
         relay=relay,
         models=table,
         whereabouts=Whereabouts(conversation.scope_headers, conversation.scope_metadata, conversation.user_headers),
@@ -116,17 +126,20 @@ def _doors(config: Config, relay: Relay, models: dict[str, Model]) -> Mount:
         log_content=config.server.log.content,
     )
     routes = [
-        Route("/chat/completions", chat, methods=["POST"]),
+        Route("/chat/completions", door(parse, Chat), methods=["POST"]),
+        Route("/completions", door(parse_completion, Text), methods=["POST"]),
         Route("/models", ModelList(table), methods=["GET"]),
         Route("/models/{id:path}", ModelCard(table), methods=["GET"]),
     ]
     return Mount(
-        "/v1", Router(routes, redirect_slashes=False), middleware=[Middleware(Authenticate, keys=_keys(config))]
+        "/v1",
+        Router(routes, redirect_slashes=False),
+        middleware=[Middleware(Authenticate, keys=_keys(config), rates=rates)],
     )
 
 
 def _keys(config: Config) -> list[Key]:
-    return [Key(key.name, key.digest, key.models) for key in config.keys]
+    return [Key(key.name, key.digest, key.models, key.requests_per_minute) for key in config.keys]
 
 
 def _probes(relay: Relay, store: ConversationStore) -> list[Route]:

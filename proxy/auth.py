@@ -1,4 +1,4 @@
-"""Who is calling: bearer keys, compared as digests."""
+"""Who is calling, and whether it may now: bearer keys, compared as digests."""
 
 import hashlib
 import hmac
@@ -6,23 +6,33 @@ from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 
-from proxy.errors import Unauthorized
+from proxy.errors import RateLimited, Unauthorized
 from proxy.messages import Key
+from proxy.ports import RateCounter
 from proxy.telemetry import App, Receive, Scope, Send
 
 ANYBODY = Key("anybody")
 
 
 class Authenticate:
-    """ASGI middleware: puts the caller's Key into the scope. Without keys the proxy is open and everyone is anybody."""
+    """ASGI middleware: puts the caller's Key into the scope. Without keys the proxy is open and everyone is anybody.
 
-    def __init__(self, app: App, keys: Sequence[Key]) -> None:
+    With `rates` callers are kept to their requests a minute, by name.
+    """
+
+    def __init__(self, app: App, keys: Sequence[Key], rates: RateCounter | None = None) -> None:
         self._app = app
         self._keys = keys
+        self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = scope["parley.key"] = self._caller(Headers(scope=scope)) if self._keys else ANYBODY
         scope["parley"]["key"] = key.name
+        if self._rates is not None and key.requests_per_minute:
+            seconds = await self._rates.wait(key.name, key.requests_per_minute)
+            if seconds:
+                told = f"This key may make {key.requests_per_minute} requests a minute: try again in a moment"
+                raise RateLimited(told, retry_after=seconds)
         await self._app(scope, receive, send)
 
     def _caller(self, headers: Headers) -> Key:

@@ -156,9 +156,10 @@ def _serve(arguments: argparse.Namespace) -> None:
     with listen(host, config.server.port if arguments.port is None else arguments.port) as listener:
         announce = functools.partial(_announce, listener)
         if arguments.workers > 1:
+            work = functools.partial(_work, config, arguments.workers, listener)
             with TemporaryDirectory(prefix="parley-") as folder:
                 os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # where workers count: read by proxy/metrics.py
-                Workers(listener, arguments.workers, functools.partial(_work, config, listener), announce).run()
+                Workers(listener, arguments.workers, work, announce).run()
         else:
             Server(create_app(config), grace=config.server.shutdown_grace, announce=announce).run([listener])
 
@@ -172,9 +173,9 @@ def _check_shareable(config: Config) -> None:
         sys.exit("--workers: this system cannot fork processes; use one worker")
 
 
-def _work(config: Config, listener: socket.socket, line: socket.socket) -> None:
+def _work(config: Config, workers: int, listener: socket.socket, line: socket.socket) -> None:
     """What each worker process does: event loop, bots and store are its own."""
-    Worker(create_app(config), grace=config.server.shutdown_grace, line=line).run([listener])
+    Worker(create_app(config, workers=workers), grace=config.server.shutdown_grace, line=line).run([listener])
 
 
 def _announce(listener: socket.socket, greeting: str = "") -> None:

@@ -372,10 +372,10 @@ def is_loopback(host: str) -> bool:
 
 _PLANNED: Mapping[type[Section], Sequence[str]] = {
     Server: ("playground",),
-    Key: ("requests_per_minute",),
+    Key: (),
     Conversation: (),
     Responses: ("transcripts",),
-    ModelOptions: ("max_concurrency", "queue", "breaker", "tools", "max_tokens", "strict"),
+    ModelOptions: ("tools",),
 }
 
 

@@ -11,6 +11,7 @@ ProxyError
 ├── StoreUnavailable          ours: the store did not answer in time; answered by the relay, not by the client
 └── VendorError               the vendor's; `delivered`: may it have seen this turn?
     ├── VendorUnavailable     nothing was delivered
+    │   └── BotResting        ours: it has kept failing, and is not asked for a while
     ├── VendorAuthFailed      it refuses our credential
     ├── VendorRateLimited     it says 429
     ├── VendorRefused         it refuses this message (4xx)
@@ -101,6 +102,10 @@ class VendorError(ProxyError):
 class VendorUnavailable(VendorError):
     code = "vendor_unavailable"
     delivered = False
+
+
+class BotResting(VendorUnavailable):
+    pass
 
 
 class VendorAuthFailed(VendorError):

@@ -81,7 +81,9 @@ class Ask:
     `tenant` is the name of the caller's key, `scope` a conversation id that the client happens to send ("" if none),
     `end_user` the person behind the client. `stream` says whether the reply is wanted piece by piece. `body` is a
     digest of all the client sent, `stream` apart: with `repeated` (the client says that it tries again) or with an
-    equal `idempotency_key` an equal body is the same ask once more.
+    equal `idempotency_key` an equal body is the same ask once more. A reply ends where one of `stop` begins, and after
+    `most` bytes. Of several replies to one request `choice` tells which this is; all but 0 get a conversation of their
+    own.
     """
 
     tenant: str
@@ -94,6 +96,9 @@ class Ask:
     body: bytes = b""
     repeated: bool = False
     idempotency_key: str = ""
+    stop: Sequence[str] = ()
+    most: int | None = None
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +171,13 @@ class TurnRecord:
 class Key:
     """A caller: the name it goes by in partitions and logs, and the patterns of the model names it may use.
 
-    `digest` is the SHA-256 of its secret, which is kept nowhere.
+    `digest` is the SHA-256 of its secret, which is kept nowhere; `requests_per_minute` None is as many as it likes.
     """
 
     name: str
     digest: bytes = b""
     models: Sequence[str] = ("*",)
+    requests_per_minute: int | None = None
 
     def may_use(self, model: str) -> bool:
         """Whether one of its patterns fits this model's name."""

@@ -1,4 +1,4 @@
-"""The two plugs: what a bot and a store promise to the relay."""
+"""The plugs: what bots, stores and counters promise."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
@@ -57,3 +57,13 @@ class ConversationStore(Protocol):
 
     async def aclose(self) -> None:
         """Let go of files and sockets."""
+
+
+class RateCounter(Protocol):
+    """Requests a minute, counted by name."""
+
+    async def wait(self, name: str, per_minute: int) -> float:
+        """Count one request. Returns the seconds until it may be made again, 0 if it may be made now."""
+
+    async def aclose(self) -> None:
+        """Let go of sockets."""

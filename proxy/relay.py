@@ -3,30 +3,31 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from secrets import token_bytes
 
+from proxy.admission import Admission
 from proxy.config import ModelOptions
 from proxy.conversation import Continuation, Conversation, Partition, Terms
 from proxy.errors import (
     ConversationExpired,
     InvalidRequest,
-    NoAnswer,
     ProxyError,
     ShuttingDown,
     StoreUnavailable,
     VendorFailed,
 )
-from proxy.markup import MarkupFilter
-from proxy.messages import Ask, Delta, Event, Finish, Handle, Message, Turn, TurnRecord
+from proxy.messages import Ask, Delta, Event, Message, Turn, TurnRecord
 from proxy.ports import Bot, ConversationStore
 from proxy.reply import Replies, Reply, Said
 from proxy.seats import Seats
+from proxy.speech import Speech
 from proxy.telemetry import Sink, log
-from proxy.transcript import Chain, Chat, canonical_text, cut, recap, says_nothing, undated
+from proxy.transcript import Chain, Chat, cut, recap, says_nothing, undated
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Relay:
         self._sink = sink
         self._clock = clock
         self._replies = Replies()
+        self._admissions: dict[str, Admission] = {}
         self._seats = Seats(store, self._replies, clock)
         self.draining = False
 
@@ -84,7 +86,7 @@ class Relay:
         utility = self._is_utility(chat)
         linger = 0 if utility else self._rules.linger
         reply = Reply(ask, conversation.asked, TurnRecord(model.name), linger=linger)
-        reply.speak(self._recorded(self._spoken(model, conversation, turn, reply, utility=utility), reply.record))
+        reply.speak(self._recorded(self._admitted(model, conversation, turn, reply, utility=utility), reply.record))
         self._replies.add(reply)
         return reply
 
@@ -96,6 +98,18 @@ class Relay:
             except StoreUnavailable:
                 return self._makeshift
         return self._secret
+
+    def _admission(self, model: Model) -> Admission:
+        if model.name not in self._admissions:
+            options = model.options
+            self._admissions[model.name] = Admission(
+                model.name,
+                concurrency=options.max_concurrency,
+                queue=options.queue,
+                failures=options.breaker.failures,
+                pause=options.breaker.pause,
+            )
+        return self._admissions[model.name]
 
     async def drain(self, grace: float) -> None:
         """Take no new asks; wait for the running replies to end, stop what has not after `grace` seconds."""
@@ -158,13 +172,27 @@ class Relay:
             record.ended = time.monotonic()
             self._sink(record)
 
+    async def _admitted(
+        self, model: Model, conversation: Conversation, turn: Turn, reply: Reply, *, utility: bool
+    ) -> AsyncGenerator[Said, None]:
+        """The reply, once the bot may be asked."""
+        async with (
+            self._admission(model).entered(),
+            aclosing(self._spoken(model, conversation, turn, reply, utility=utility)) as events,
+        ):
+            async for event in events:
+                yield event
+
     async def _spoken(
         self, model: Model, conversation: Conversation, turn: Turn, reply: Reply, *, utility: bool
     ) -> AsyncGenerator[Said, None]:
-        """The reply, from the best conversation there is; from a new one if the vendor has forgotten that."""
-        continuation = (
-            replace(conversation.rebuilt(""), how="utility") if utility else await self._seats.take(conversation)
-        )
+        """From the best conversation there is; from a new one if the vendor has forgotten that."""
+        if utility:
+            continuation = replace(conversation.rebuilt(""), how="utility")
+        elif reply.ask.choice:  # beside the first, which may take what there is
+            continuation = conversation.rebuilt("in-use")
+        else:
+            continuation = await self._seats.take(conversation)
         try:
             async with aclosing(self._said(model, conversation, turn, continuation, reply)) as events:
                 async for event in events:
@@ -184,13 +212,16 @@ class Relay:
         continuation, turn = _told(model, plain, continuation)
         record = reply.record
         record.how, record.reason = continuation.how, continuation.reason
-        speech = _Speech(model)
+        speech = Speech(markdown=model.options.html == "markdown", stop=reply.ask.stop, most=reply.ask.most)
         with self._seats.held(continuation.parked):
             try:
                 async with aclosing(model.bot.reply(turn)) as events:
                     async for event in events:
                         for said in speech.heard(event):
                             yield said
+                        if speech.cut:
+                            break
+                    whole = not speech.cut or await self._heard_out(events, speech)
             except ConversationExpired:
                 raise
             except ProxyError as fault:
@@ -200,53 +231,23 @@ class Relay:
             finish = speech.finish
             handle = speech.handle or turn.handle
             told = not says_nothing(Message("assistant", speech.text))  # else no next request will hold this reply
+            keeps = whole and told and continuation.how != "utility"
             record.renamed = turn.handle is not None and handle != turn.handle
-            if handle is not None and told and continuation.how != "utility":
+            if handle is not None and keeps:
                 renamed = record.renamed or continuation.renamed
                 reply.parked = conversation.parked(handle, speech.text, self._clock(), renamed=renamed)
                 record.parked = await self._seats.park(reply.parked)
         yield finish
 
-
-class _Speech:
-    """What a bot has said so far, as the client is given it."""
-
-    def __init__(self, model: Model) -> None:
-        self.handle: Handle | None = None
-        self._finish: Finish | None = None
-        self._pieces: list[str] = []
-        self._blank = ""
-        self._markup = MarkupFilter() if model.options.html == "markdown" else None
-
-    @property
-    def text(self) -> str:
-        return "".join(self._pieces)
-
-    @property
-    def finish(self) -> Finish:
-        if self._finish is None:
-            raise VendorFailed("The bot's reply came to no end: its adapter is at fault")
-        return self._finish
-
-    def heard(self, event: Event) -> Iterator[Delta]:
-        """What of this event goes on to the client now. Raises NoAnswer at the end of a reply that says nothing."""
-        if isinstance(event, Handle):
-            self.handle = event
-        elif isinstance(event, Delta):
-            yield from self._given(event.text if self._markup is None else self._markup.feed(event.text))
-        else:
-            if self._markup is not None:
-                yield from self._given(self._markup.flush())
-            self._finish = event
-            if not canonical_text(Message("assistant", self.text)):
-                raise NoAnswer("The bot's reply was blank; ask again in other words, or look at it at its vendor")
-
-    def _given(self, text: str) -> Iterator[Delta]:
-        text = self._blank + text
-        self._blank = "" if self._pieces or text.strip() else text  # a blank reply is a fault: it keeps its status
-        if text and not self._blank:
-            self._pieces.append(text)
-            yield Delta(text)
+    async def _heard_out(self, events: AsyncGenerator[Event, None], speech: Speech) -> bool:
+        """Hear a reply that was cut to its end, for the conversation's sake; False if it does not come to one."""
+        try:
+            async with asyncio.timeout(self._rules.linger):
+                async for event in events:
+                    deque(speech.heard(event), maxlen=0)  # nothing of it goes out
+        except (TimeoutError, ProxyError):
+            return False
+        return speech.ended
 
 
 def _require_something_new(chat: Chat) -> None:

@@ -55,7 +55,7 @@ class Reply:
 
     def listen(self) -> "Listener":
         """A new listener, to be used as a context; hears the reply from its beginning."""
-        return Listener(self)
+        return Listener([self])
 
     @property
     def stopping(self) -> bool:
@@ -112,42 +112,43 @@ class Reply:
             self._deadline = asyncio.get_running_loop().call_later(self._linger, self.stop)
 
     def _since(self, heard: int) -> Sequence[Said]:
-        if heard == len(self._said) and self._over:
-            raise self._fault or ShuttingDown("The reply was stopped before its end", delivered=True, retry_after=1)
         said = self._said[heard:]
         if said and isinstance(said[-1], Finish) and not self.heard_out.done():
             self.heard_out.set_result(None)
+        if self._over and not said and not self.complete:
+            raise self._fault or ShuttingDown("The reply was stopped before its end", delivered=True, retry_after=1)
         return said
 
 
 class Listener:
-    """One client's ear."""
+    """One client's ear for the replies to its request: one, or as many as it wants choices."""
 
-    def __init__(self, reply: Reply) -> None:
-        self._reply = reply
-        self._heard = 0
+    def __init__(self, replies: Sequence[Reply]) -> None:
+        self._replies = replies
+        self._heard = [0] * len(replies)
         self._left = False
         self._bell: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
-        self._reply._join(self)
+        for reply in self._replies:
+            reply._join(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._reply._leave(self)
+        for reply in self._replies:
+            reply._leave(self)
 
-    async def hear(self, timeout: float | None = None) -> Sequence[Said]:
-        """All that was said since the last call, waiting for it at most `timeout` seconds; then nothing.
+    async def hear(self, timeout: float | None = None) -> Sequence[tuple[int, Said]]:
+        """All that was said since the last call, by which choice, waiting for it at most `timeout` seconds.
 
-        Raises the fault the reply ended with, once all before it was heard; ListenerLeft after `leave`.
+        Raises the fault that a reply ended with, once all before it was heard; ListenerLeft after `leave`.
         """
         said = self._unheard()
         if not said:
             await self._wait(timeout)
             said = self._unheard()
-        self._heard += len(said)
         return said
 
     def leave(self) -> None:
@@ -160,10 +161,15 @@ class Listener:
         if self._bell is not None and not self._bell.done():
             self._bell.set_result(None)
 
-    def _unheard(self) -> Sequence[Said]:
+    def _unheard(self) -> Sequence[tuple[int, Said]]:
         if self._left:
             raise ListenerLeft
-        return self._reply._since(self._heard)
+        found: list[tuple[int, Said]] = []
+        for choice, reply in enumerate(self._replies):
+            said = reply._since(self._heard[choice])
+            self._heard[choice] += len(said)
+            found += [(choice, event) for event in said]
+        return found
 
     async def _wait(self, timeout: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -211,7 +217,7 @@ class Replies:
                 code="idempotency_key_reused",
             )
         for reply in self._by_head.get(asked, ()):
-            if reply.ask.body != ask.body or reply.heard_out.done() or reply.stopping:
+            if (reply.ask.body, reply.ask.choice) != (ask.body, ask.choice) or reply.heard_out.done() or reply.stopping:
                 continue
             theirs, ours = reply.ask.idempotency_key, ask.idempotency_key
             if ours == theirs != "" or (ask.repeated and not (ours and theirs)):

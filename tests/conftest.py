@@ -94,6 +94,8 @@ def stage(*, models: dict[str, dict[str, Any]] | None = None, **sections: Any) -
     simulator = Simulator()
     with served(simulator.app) as simulator_url:
         entries = demo_models(simulator_url, simulator)
+        for entry in entries.values():
+            entry["breaker"] = {"failures": 0}  # tests make vendors fail by the dozen
         for name, more in (models or {}).items():
             entries[name] = {**entries.get(name, {}), **more}
         config = load(json.dumps({"models": entries, **sections}), vendors=Vendors(), environ={})

@@ -35,10 +35,10 @@ class Doors:
 
 
 @asynccontextmanager
-async def open_doors(**server: Any) -> AsyncIterator[Doors]:
-    """Two models and two keys; `server` are more keys of the configuration's section."""
+async def open_doors(options: ModelOptions | None = None, **server: Any) -> AsyncIterator[Doors]:
+    """Two models and two keys; `options` are the first one's, `server` more keys of the configuration's section."""
     models = {
-        "shop": ModelOptions(vendor="scripted", aliases=("gpt-4o-mini",), description="Sells things"),
+        "shop": options or ModelOptions(vendor="scripted", aliases=("gpt-4o-mini",), description="Sells things"),
         "it/help": ModelOptions(vendor="scripted"),
     }
     server = {"max_body_bytes": 5000, "cors_origins": ["http://ui.test"], **server}

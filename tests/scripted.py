@@ -12,9 +12,14 @@ from proxy.config import ModelOptions
 from proxy.errors import ConversationExpired, ProxyError
 from proxy.messages import Ask, Delta, Event, Finish, Handle, Message, Turn, TurnRecord
 from proxy.relay import Model, Relay, Rules
-from proxy.reply import Reply
+from proxy.reply import Listener, Reply, Said
 from proxy.stores.memory import MemoryStore
 from proxy.transcript import compose
+
+
+async def hear(listener: Listener, timeout: float | None = None) -> list[Said]:
+    """What a listener to one reply is told next."""
+    return [said for _, said in await listener.hear(timeout)]
 
 
 @dataclass
@@ -115,7 +120,7 @@ class House:
         text = ""
         with reply.listen() as listener:
             while True:
-                for said in await listener.hear(5):
+                for said in await hear(listener, 5):
                     if isinstance(said, Finish):
                         return text, reply.record
                     text += said.text

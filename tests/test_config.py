@@ -641,8 +641,8 @@ def test_the_schema_is_whole() -> None:
 
 def test_keys_without_effect_are_named() -> None:
     """A key that was set although nothing looks at it yet is named; one left at its default is not."""
-    text = "server: {metrics: true}\nkeys: [{name: a, key: hush, requests_per_minute: 5}]\n"
-    bot = SHOP.replace("vendor: newoaks", "vendor: newoaks, queue: 0, tools: ignore")
+    text = "server: {playground: false}\n"
+    bot = SHOP.replace("vendor: newoaks", "vendor: newoaks, queue: 0, tools: emulate")
 
-    assert list(without_effect(loaded(text + bot))) == ["keys[0].requests_per_minute", "models.shop.queue"]
+    assert list(without_effect(loaded(text + bot))) == ["server.playground", "models.shop.tools"]
     assert list(without_effect(loaded(SHOP))) == []

@@ -32,7 +32,9 @@ FLOORS = {
     "auth": 3,
     "workers": 2,
     "relay": 2,
+    "admission": 2,
     "seats": 2,
+    "speech": 2,
     "vendors": 2,
     "stores": 2,
     "ports": 1,
@@ -51,7 +53,7 @@ FLOORS = {
 # What may be imported on one's own floor: by a pattern of the importer, patterns of what it imports.
 NEIGHBOURS = {
     "conversation": ["transcript", "ports"],
-    "relay": ["seats"],
+    "relay": ["admission", "seats", "speech"],
     "openai.*": ["openai.delivery", "openai.errors", "openai.models", "openai.request"],  # the family's own ground
     "vendors": ["vendors.*"],  # its table of names
     "vendors.*": ["vendors.base"],
@@ -74,6 +76,7 @@ HOMES = {
     "orjson": ["openai/*", "stores/*", "vendors/base.py", "simulator/*"],
     "prometheus_client": ["metrics.py"],
     "pydantic": ["config.py", "openai/*", "vendors/*"],
+    "pyrate_limiter": ["stores/rates.py"],
     "pydantic_core": ["config.py", "openai/*", "vendors/*"],
     "redis": ["stores/redis.py"],
     "sqlite3": ["stores/sqlite.py"],

@@ -26,7 +26,7 @@ from proxy.errors import (
 from proxy.messages import Ask, Delta, Finish, Message, Parked, Usage
 from proxy.reply import MOST_REMEMBERED, Reply
 from proxy.stores.memory import MemoryStore
-from tests.scripted import Cue, House, user
+from tests.scripted import Cue, House, hear, user
 
 
 async def test_three_turns_are_one_conversation() -> None:
@@ -189,7 +189,7 @@ async def test_the_handle_is_parked_before_the_end_is_heard() -> None:
     house = House()
     reply = await house.ask(user("a"))
     with reply.listen() as listener:
-        while not any(isinstance(said, Finish) for said in await listener.hear()):
+        while not any(isinstance(said, Finish) for said in await hear(listener)):
             assert house.parked == 0
 
         assert house.parked == 1
@@ -211,7 +211,7 @@ async def test_a_client_that_leaves_gets_its_conversation_parked() -> None:
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=gate))
     reply = await house.ask(user("a"))
     with reply.listen() as listener:
-        await listener.hear()
+        await hear(listener)
     gate.set()
     await reply.ended
 
@@ -226,7 +226,7 @@ async def test_a_client_that_leaves_for_good_stops_the_vendor() -> None:
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=asyncio.Event()))
     reply = await house.ask(user("a"))
     with reply.listen() as listener:
-        await listener.hear()
+        await hear(listener)
     await asyncio.wait([reply.ended])
 
     assert house.bot.hung_up == 1
@@ -368,7 +368,7 @@ async def test_draining_waits_for_running_replies() -> None:
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=gate))
     reply = await house.ask(user("a"))
     with reply.listen() as listener:
-        assert await listener.hear() == [Delta("re")]
+        assert await hear(listener) == [Delta("re")]
         draining = asyncio.create_task(house.relay.drain(5))
         await asyncio.sleep(0)
         with pytest.raises(ShuttingDown):
@@ -385,7 +385,7 @@ async def test_draining_stops_what_is_late() -> None:
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=asyncio.Event()))
     reply = await house.ask(user("a"))
     with reply.listen() as listener:
-        await listener.hear()
+        await hear(listener)
         await house.relay.drain(0.01)
 
     assert house.bot.hung_up == 1
@@ -429,7 +429,7 @@ async def test_a_stopped_reply_is_continued() -> None:
     house.bot.cues.append(Cue(pieces=("I will tell you ", "everything"), wait=gate))
     reply = await house.ask(user("a"))
     with reply.listen() as listener:
-        (heard,) = await listener.hear()
+        (heard,) = await hear(listener)
     assert isinstance(heard, Delta)
     gate.set()
     await reply.ended
@@ -484,7 +484,7 @@ async def twice(house: House, first: dict[str, Any], second: dict[str, Any], *, 
     house.bot.cues.append(Cue(pieces=("one ", "reply"), wait=gate))
     reply = await house.ask(user("a"), **first)
     with reply.listen() as listener:
-        await listener.hear()
+        await hear(listener)
     if leave:
         gate.set()
         await reply.ended
@@ -522,7 +522,7 @@ async def test_a_repeated_request_hears_the_first_reply(
 
     assert (again is reply) == same
     with again.listen() as listener:
-        assert await listener.hear() == [Delta("one "), *([Delta("reply"), Finish()] if leave else [])] or not same
+        assert await hear(listener) == [Delta("one "), *([Delta("reply"), Finish()] if leave else [])] or not same
     assert len(house.bot.turns) == (1 if same else 2) or not again.ended.done()
 
 
@@ -565,13 +565,13 @@ async def test_listening_again_stops_the_linger_clock() -> None:
     house.bot.cues.append(Cue(pieces=("one ", "reply"), wait=gate))
     reply = await house.ask(user("a"), body=b"1")
     with reply.listen() as listener:
-        await listener.hear()
+        await hear(listener)
     again = await house.ask(user("a"), body=b"1", repeated=True)
     with again.listen() as listener:
         await asyncio.sleep(0.1)
         gate.set()
         await again.ended
-        assert [*await listener.hear()][-1] == Finish()
+        assert [*await hear(listener)][-1] == Finish()
     assert house.parked == 1
 
 
@@ -636,10 +636,10 @@ async def test_a_blank_beginning_is_held_back() -> None:
     reply = await house.ask(user("a"))
     with reply.listen() as listener:
         await reply.ended
-        assert await listener.hear() == [Delta("\n  one"), Delta(" two"), Finish()]
+        assert await hear(listener) == [Delta("\n  one"), Delta(" two"), Finish()]
     failed = await house.ask(user("a"))
     with failed.listen() as listener, pytest.raises(NoAnswer):
-        await listener.hear()
+        await hear(listener)
 
 
 async def test_a_reply_stopped_while_it_was_parked_is_not_told_again() -> None:
@@ -714,3 +714,41 @@ async def test_in_use_is_told_of_the_same_history_only() -> None:
 
     assert await house.said("c", other) == "rebuilt unknown-history"
     house.relay.stop()
+
+
+async def test_a_cut_reply_goes_on_under_what_was_given() -> None:
+    """A reply that ends at a stop text is heard to its end; its conversation stands for what was given."""
+    house, gate = House(), asyncio.Event()
+    house.bot.cues.append(Cue(pieces=("one END ", "two"), wait=gate, finish=Finish(usage=Usage(7))))
+    reply = await house.ask(user("a"), stop=["END"])
+    with reply.listen() as listener:
+        assert await hear(listener) == [Delta("one ")]
+        assert await hear(listener, 0.02) == []
+        gate.set()
+        assert await hear(listener) == [Finish("stop", Usage(7))]
+
+    assert await house.said("b", [user("a"), Message("assistant", "one ")]) == "continued exact"
+    assert house.bot.hung_up == 0
+
+
+@pytest.mark.parametrize("fault", [None, VendorFailed("It broke off")])
+async def test_a_cut_reply_that_comes_to_no_end_is_dropped(fault: ProxyError | None) -> None:
+    """A cut reply that does not end within `linger`, or fails, is told as ended all the same; its handle is dropped."""
+    house = House(linger=0.05)
+    wait = None if fault else asyncio.Event()
+    house.bot.cues.append(Cue(pieces=("one two three ", "four"), wait=wait, fault=fault))
+
+    text, record = await house.told(user("a"), most=7)
+
+    assert (text, record.outcome, house.parked) == ("one two", "ok", 0)
+    assert house.bot.hung_up == (0 if fault else 1)
+
+
+async def test_a_reply_cut_before_its_first_word_is_empty() -> None:
+    """A stop text at the very beginning leaves an empty reply, which is no fault and is not parked."""
+    house = House()
+    house.bot.cues.append(Cue(pieces=("END of it",)))
+
+    text, record = await house.told(user("a"), stop=["END"])
+
+    assert (text, record.outcome, house.parked) == ("", "ok", 0)

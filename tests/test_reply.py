@@ -8,6 +8,7 @@ import pytest
 from proxy.errors import ShuttingDown, VendorFailed
 from proxy.messages import Ask, Delta, Finish, TurnRecord
 from proxy.reply import ListenerLeft, Reply, Said
+from tests.scripted import hear
 
 
 class Script:
@@ -43,7 +44,7 @@ async def everything(reply: Reply) -> list[Said]:
     heard: list[Said] = []
     with reply.listen() as listener:
         while not heard or heard[-1] != END:
-            heard += await listener.hear()
+            heard += await hear(listener)
     return heard
 
 
@@ -66,7 +67,7 @@ async def test_what_was_said_at_once_is_heard_at_once() -> None:
     script.say(A, B)
     with script.reply(linger=0).listen() as listener:
         await asyncio.sleep(0)
-        heard: Sequence[Said] = await listener.hear()
+        heard: Sequence[Said] = await hear(listener)
 
     assert heard == [A, B]
 
@@ -75,9 +76,9 @@ async def test_silence_is_heard_as_nothing() -> None:
     """Hearing ends empty-handed after its timeout, and goes on afterwards."""
     script = Script()
     with script.reply().listen() as listener:
-        assert await listener.hear(0.01) == []
+        assert await hear(listener, 0.01) == []
         script.say(A)
-        assert await listener.hear(1) == [A]
+        assert await hear(listener, 1) == [A]
 
 
 async def test_a_fault_is_raised_after_what_was_said() -> None:
@@ -87,9 +88,9 @@ async def test_a_fault_is_raised_after_what_was_said() -> None:
     script.say(A, VendorFailed("it broke off"))
     for _ in range(2):
         with reply.listen() as listener:
-            assert await listener.hear() == [A]
+            assert await hear(listener) == [A]
             with pytest.raises(VendorFailed):
-                await listener.hear()
+                await hear(listener)
 
 
 async def test_an_unheard_reply_is_stopped_after_lingering() -> None:
@@ -98,7 +99,7 @@ async def test_an_unheard_reply_is_stopped_after_lingering() -> None:
     reply = script.reply(linger=0.02)
     with reply.listen() as listener:
         script.say(A)
-        await listener.hear()
+        await hear(listener)
     await asyncio.sleep(0.01)
     assert not reply.ended.done()
 
@@ -107,9 +108,9 @@ async def test_an_unheard_reply_is_stopped_after_lingering() -> None:
     assert reply.ended.cancelled()
     assert script.closed
     with reply.listen() as late:
-        assert await late.hear() == [A]
+        assert await hear(late) == [A]
         with pytest.raises(ShuttingDown):
-            await late.hear()
+            await hear(late)
 
 
 async def test_a_new_listener_stops_the_clock() -> None:
@@ -121,7 +122,7 @@ async def test_a_new_listener_stops_the_clock() -> None:
     with reply.listen() as listener:
         await asyncio.sleep(0.04)
         script.say(END, None)
-        assert await listener.hear() == [END]
+        assert await hear(listener) == [END]
 
 
 async def test_one_of_two_may_leave() -> None:
@@ -133,7 +134,7 @@ async def test_one_of_two_may_leave() -> None:
             pass
         await asyncio.sleep(0.01)
         script.say(A)
-        assert await stays.hear() == [A]
+        assert await hear(stays) == [A]
 
 
 async def test_a_lingering_reply_may_end() -> None:
@@ -152,7 +153,7 @@ async def test_a_lingering_reply_may_end() -> None:
 async def test_leaving_wakes_a_waiting_listener() -> None:
     """A listener told to leave stops hearing at once."""
     with Script().reply().listen() as listener:
-        waiting = asyncio.create_task(listener.hear())
+        waiting = asyncio.create_task(hear(listener))
         await asyncio.sleep(0)
         listener.leave()
         with pytest.raises(ListenerLeft):

@@ -7,7 +7,7 @@ import pytest
 
 from proxy import seats
 from proxy.messages import Delta, Message
-from tests.scripted import Cue, House, user
+from tests.scripted import Cue, House, hear, user
 
 
 async def interrupted(house: House, *, listening: bool = False, ends: float | None = 0.0) -> str:
@@ -16,7 +16,7 @@ async def interrupted(house: House, *, listening: bool = False, ends: float | No
     house.bot.cues.append(Cue(pieces=("I will tell you ", "everything"), wait=gate))
     reply = await house.ask(user("a"))
     with ExitStack() as stack:
-        (heard,) = await stack.enter_context(reply.listen()).hear()
+        (heard,) = await hear(stack.enter_context(reply.listen()))
         assert isinstance(heard, Delta)
         if not listening:
             stack.close()

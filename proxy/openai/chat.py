@@ -1,102 +1,54 @@
-"""POST /v1/chat/completions: a client's request becomes an ask, the running reply becomes its answer."""
+"""The dialect of POST /v1/chat/completions."""
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
+from uuid import uuid4
 
-from proxy.messages import Ask
-from proxy.openai.delivery import Form, deliver, read_body
-from proxy.openai.models import Models
-from proxy.openai.request import ChatRequest, parse
-from proxy.relay import Relay
-from proxy.telemetry import Receive, Scope, Send
+import orjson
 
-CONTACT_KEYS = ("email", "phone_number", "nickname")
-
-_ID = re.compile(r"[\x21-\x7e]{1,256}\Z")
+from proxy.messages import Finish
+from proxy.openai.delivery import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Whereabouts:
-    """Where a request may say which conversation it belongs to, and who is speaking: header and metadata names."""
+class Chat:
+    """One answer: its id, time and model stand in every chunk, so all but the text is rendered once."""
 
-    scope_headers: Sequence[str] = ()
-    scope_metadata: Sequence[str] = ()
-    user_headers: Sequence[str] = ()
+    def __init__(self, model: str) -> None:
+        self._head = {"id": f"chatcmpl-{uuid4().hex}", "object": "", "created": int(time.time()), "model": model}
+        chunk = orjson.dumps({**self._head, "object": "chat.completion.chunk"})[:-1]
+        self._event = b"data: " + chunk
+        self._after = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
-    def scope(self, headers: Mapping[str, str], metadata: Mapping[str, str]) -> tuple[str, str]:
-        """The conversation id and where it came from; the first source present counts."""
-        for name in self.scope_headers:
-            if name.lower() in headers:
-                return headers[name.lower()], name
-        for name in self.scope_metadata:
-            if name in metadata:
-                return metadata[name], f"metadata.{name}"
-        return "", ""
+    def whole(self, texts: Sequence[str], finishes: Sequence[Finish], usage: Usage) -> bytes:
+        """The one JSON answer."""
+        choices: list[dict[str, object]] = [
+            {
+                "index": choice,
+                "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []},
+                "logprobs": None,
+                "finish_reason": finish.reason,
+            }
+            for choice, (text, finish) in enumerate(zip(texts, finishes, strict=True))
+        ]
+        return orjson.dumps({**self._head, "object": "chat.completion", "choices": choices, "usage": usage})
 
-    def end_user(self, headers: Mapping[str, str]) -> str:
-        """The person a front end names in a header."""
-        return next((headers[name.lower()] for name in self.user_headers if headers.get(name.lower())), "")
+    def opening(self, choice: int) -> bytes:
+        """The chunk that names the role."""
+        return self._chunk(choice, {"role": "assistant", "content": ""}, None)
 
+    def delta(self, choice: int, text: str) -> bytes:
+        """A piece of text."""
+        where = b',"choices":[{"index":%d,"delta":{"content":' % choice
+        return self._event + where + orjson.dumps(text) + self._after
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bytes of a body and seconds of a silence."""
+    def ending(self, choice: int, finish: Finish) -> bytes:
+        """The chunk that says why it ended."""
+        return self._chunk(choice, {}, finish.reason)
 
-    max_body_bytes: int
-    heartbeat: float
+    def usage(self, usage: Usage) -> bytes:
+        """The chunk without choices."""
+        return self._event + b',"choices":[],"usage":' + orjson.dumps(usage) + b"}\n\n"
 
-
-@dataclass(slots=True)
-class ChatCompletions:
-    """The door, as an ASGI endpoint."""
-
-    relay: Relay
-    models: Models
-    whereabouts: Whereabouts
-    limits: Limits
-    log_content: bool = field(default=False)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = parse(await read_body(scope, receive, limit=self.limits.max_body_bytes))
-        known = scope["parley"]
-        model = self.models.find(request.model, scope["parley.key"])
-        known |= {"model": model.name, "stream": request.stream}
-        ask, ignored = self._ask(scope, request)
-        form = Form(request.model, request.stream, request.include_usage, request.prompt_tokens, ignored)
-        reply = await self.relay.ask(model, ask)
-        try:
-            await deliver(scope, receive, send, reply, form, heartbeat=self.limits.heartbeat)
-        finally:
-            if self.log_content:
-                known["messages"] = [f"{message.role}: {message.text}" for message in request.messages]
-                known["reply"] = reply.text
-
-    def _ask(self, scope: Scope, request: ChatRequest) -> tuple[Ask, Sequence[str]]:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        scope_id, source = self.whereabouts.scope(headers, request.metadata)
-        ignored = list(request.ignored)
-        if source and not _ID.match(scope_id):
-            ignored.append(source)
-            scope_id = ""
-        key = headers.get("idempotency-key", "")
-        if key and not _ID.match(key):
-            ignored.append("idempotency-key")
-            key = ""
-        contact = {name: request.metadata[name] for name in CONTACT_KEYS if request.metadata.get(name)}
-        if request.user:
-            contact.setdefault("nickname", request.user)
-        kept = {k: v for k, v in request.metadata.items() if k not in (*CONTACT_KEYS, *self.whereabouts.scope_metadata)}
-        ask = Ask(
-            tenant=scope["parley.key"].name,
-            messages=request.messages,
-            end_user=request.end_user or self.whereabouts.end_user(headers),
-            scope=scope_id,
-            contact=contact,
-            metadata=kept,
-            stream=request.stream,
-            body=request.digest,
-            repeated=headers.get("x-stainless-retry-count", "").lstrip("0").isdecimal(),
-            idempotency_key=key,
-        )
-        return ask, ignored
+    def _chunk(self, choice: int, delta: dict[str, str], reason: str | None) -> bytes:
+        entry = {"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return self._event + b',"choices":[' + orjson.dumps(entry) + b"]}\n\n"

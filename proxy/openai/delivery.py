@@ -6,13 +6,10 @@ fault still gets its own status.
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from uuid import uuid4
-
-import orjson
+from typing import Protocol
 
 from proxy.errors import InvalidRequest, RequestTooLarge
 from proxy.messages import Delta, Finish
@@ -24,6 +21,8 @@ BYTES_PER_TOKEN = 4  # what an estimate goes by
 SILENCES_PER_CHUNK = 60.0  # seconds of silence before an empty chunk goes out: some clients' timers hear no comments
 
 Headers = list[tuple[bytes, bytes]]
+Heard = Sequence[tuple[int, Said]]
+Usage = dict[str, int]
 
 _STREAM_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -35,50 +34,34 @@ _DONE = b"data: [DONE]\n\n"
 _HEADER_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 
 
+class Dialect(Protocol):
+    """How one door writes an answer: whole, or as the events of a stream. `choice` counts the replies to a request."""
+
+    def whole(self, texts: Sequence[str], finishes: Sequence[Finish], usage: Usage) -> bytes:
+        """The one JSON answer."""
+
+    def opening(self, choice: int) -> bytes:
+        """The event ahead of a reply's first piece."""
+
+    def delta(self, choice: int, text: str) -> bytes:
+        """A piece of text."""
+
+    def ending(self, choice: int, finish: Finish) -> bytes:
+        """The event that says why a reply ended."""
+
+    def usage(self, usage: Usage) -> bytes:
+        """The event that `include_usage` asks for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """What the client asked of the answer's form."""
 
-    model: str
+    dialect: Dialect
     stream: bool
     include_usage: bool
     prompt_tokens: int
     ignored: Sequence[str] = ()
-
-
-class Chunks:
-    """One reply's stream chunks: everything but the text is rendered once."""
-
-    def __init__(self, model: str) -> None:
-        self._head = {
-            "id": f"chatcmpl-{uuid4().hex}",
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": model,
-        }
-        head = orjson.dumps(self._head)[:-1]
-        self._before = b"data: " + head + b',"choices":[{"index":0,"delta":{"content":'
-        self._after = b'},"logprobs":null,"finish_reason":null}]}\n\n'
-
-    def opening(self) -> bytes:
-        """The chunk that names the role."""
-        return self._chunk({"role": "assistant", "content": ""}, None)
-
-    def delta(self, text: str) -> bytes:
-        """A piece of text."""
-        return self._before + orjson.dumps(text) + self._after
-
-    def ending(self, finish: Finish) -> bytes:
-        """The chunk that says why it ended."""
-        return self._chunk({}, finish.reason)
-
-    def usage(self, usage: dict[str, int]) -> bytes:
-        """The chunk without choices that `include_usage` asks for."""
-        return b"data: " + orjson.dumps({**self._head, "choices": [], "usage": usage}) + b"\n\n"
-
-    def _chunk(self, delta: dict[str, str], reason: str | None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return b"data: " + orjson.dumps({**self._head, "choices": [choice]}) + b"\n\n"
 
 
 async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
@@ -104,9 +87,9 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
 
 
 @asynccontextmanager
-async def listening(reply: Reply, receive: Receive) -> AsyncIterator[Listener]:
+async def listening(replies: Sequence[Reply], receive: Receive) -> AsyncIterator[Listener]:
     """A listener that leaves by itself when the client hangs up."""
-    with reply.listen() as listener:
+    with Listener(replies) as listener:
         watch = asyncio.create_task(_await_disconnect(receive))
         watch.add_done_callback(lambda _: listener.leave())
         try:
@@ -120,71 +103,123 @@ async def _await_disconnect(receive: Receive) -> None:
         pass
 
 
-async def deliver(scope: Scope, receive: Receive, send: Send, reply: Reply, form: Form, *, heartbeat: float) -> None:
-    """Hear the reply and pass it on in the form asked for. A client that leaves is no fault."""
+async def deliver(
+    scope: Scope, receive: Receive, send: Send, replies: Sequence[Reply], form: Form, *, heartbeat: float
+) -> None:
+    """Hear the replies and pass them on in the form asked for. A client that leaves is no fault."""
     known = scope["parley"]
+    answer = _Answer(replies, form)
     try:
-        async with listening(reply, receive) as listener:
+        async with listening(replies, receive) as listener:
             if form.stream:
-                await _stream(scope, send, reply, listener, form, heartbeat=heartbeat)
+                await _stream(scope, send, answer, listener, heartbeat=heartbeat)
             else:
-                await _fold(send, reply, listener, form)
+                await _fold(send, answer, listener)
         known["outcome"] = known.get("outcome", "ok")
     except ListenerLeft:
         known["outcome"] = "left"
     finally:
-        known |= {name: value for name, value in turn_fields(reply.record).items() if name != "outcome"}
+        known |= {name: value for name, value in turn_fields(replies[0].record).items() if name != "outcome"}
 
 
-async def _fold(send: Send, reply: Reply, listener: Listener, form: Form) -> None:
-    pieces: list[str] = []
-    finish: Finish | None = None
-    while finish is None:
-        for said in await listener.hear():
-            if isinstance(said, Delta):
-                pieces.append(said.text)
+class _Answer:
+    """What was heard so far of the replies to one request."""
+
+    def __init__(self, replies: Sequence[Reply], form: Form) -> None:
+        self.form = form
+        self._records = [reply.record for reply in replies]
+        self._pieces: list[list[str]] = [[] for _ in replies]
+        self._finishes: dict[int, Finish] = {}
+
+    @property
+    def over(self) -> bool:
+        """Whether every reply has come to its end."""
+        return len(self._finishes) == len(self._pieces)
+
+    def take(self, said: Heard) -> None:
+        """Keep what was said."""
+        for choice, event in said:
+            if isinstance(event, Delta):
+                self._pieces[choice].append(event.text)
             else:
-                finish = said
-    text = "".join(pieces)
-    body = orjson.dumps(
-        {
-            "id": f"chatcmpl-{uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": form.model,
-            "choices": [_choice(text, finish)],
-            "usage": usage(form, text, finish),
+                self._finishes[choice] = event
+
+    def whole(self) -> bytes:
+        """All of it as one JSON answer."""
+        finishes = [self._finishes[choice] for choice in range(len(self._pieces))]
+        return self.form.dialect.whole(self._texts(), finishes, self._usage())
+
+    def opening(self) -> bytes:
+        """The events that every stream begins with."""
+        return b"".join(self.form.dialect.opening(choice) for choice in range(len(self._pieces)))
+
+    def rendered(self, said: Heard) -> bytes:
+        """The events for what was said; with the last of them, the end of the stream."""
+        self.take(said)
+        dialect = self.form.dialect
+        out = [
+            dialect.delta(choice, event.text) if isinstance(event, Delta) else dialect.ending(choice, event)
+            for choice, event in said
+        ]
+        if self.over:
+            out += [dialect.usage(self._usage())] if self.form.include_usage else []
+            out.append(_DONE)
+        return b"".join(out)
+
+    def headers(self) -> Headers:
+        """How the answer came about; what only the end tells is left out before it. Of several choices a list each."""
+        told = {
+            b"x-parley-conversation": [record.how for record in self._records],
+            b"x-parley-reason": [record.reason for record in self._records],
         }
-    )
-    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    lines += _told(reply, form, finish)
+        lines = [(name, ", ".join(values).encode()) for name, values in told.items() if all(values)]
+        if ignored := ignored_names(self.form.ignored):
+            lines.append((b"x-parley-ignored", ignored.encode()))
+        if self.over:
+            estimated = any(finish.usage is None for finish in self._finishes.values())
+            lines.append((b"x-parley-usage", b"estimated" if estimated else b"vendor"))
+            if any(finish.extra.get("no_answer") for finish in self._finishes.values()):
+                lines.append((b"x-parley-no-answer", b"true"))
+        return lines
+
+    def _texts(self) -> list[str]:
+        return ["".join(pieces) for pieces in self._pieces]
+
+    def _usage(self) -> Usage:
+        """The vendor's totals where it gave them, split by our estimate; else the estimate."""
+        completion = sum(estimated_tokens(len(text.encode())) for text in self._texts())
+        prompt = self.form.prompt_tokens
+        totals = [finish.usage.total_tokens for finish in self._finishes.values() if finish.usage is not None]
+        if len(totals) == len(self._pieces):
+            completion = min(completion, sum(totals))
+            prompt = sum(totals) - completion
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+async def _fold(send: Send, answer: _Answer, listener: Listener) -> None:
+    while not answer.over:
+        answer.take(await listener.hear())
+    body = answer.whole()
+    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *answer.headers()]
     await send({"type": "http.response.start", "status": 200, "headers": lines})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _choice(text: str, finish: Finish) -> dict[str, object]:
-    message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
-    return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish.reason}
-
-
-async def _stream(scope: Scope, send: Send, reply: Reply, listener: Listener, form: Form, *, heartbeat: float) -> None:
-    """Chunks as they come; all that came with one read of the vendor's leaves in one send."""
-    chunks = Chunks(form.model)
-    pieces: list[str] = []
+async def _stream(scope: Scope, send: Send, answer: _Answer, listener: Listener, *, heartbeat: float) -> None:
+    """Events as they come; all that came with one read of the vendor's leaves in one send."""
     said = await listener.hear(heartbeat)  # what is raised here still gets its own status
-    lines = _STREAM_HEADERS + _told(reply, form, *(event for event in said if isinstance(event, Finish)))
-    await send({"type": "http.response.start", "status": 200, "headers": lines})
-    out = chunks.opening()
+    events = answer.rendered(said)
+    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS + answer.headers()})
+    out = answer.opening()
     silence = 0.0
     while True:
         silence = 0.0 if said else silence + heartbeat
-        out += _rendered(chunks, said, pieces, form) if said else _HEARTBEAT
+        out += events if said else _HEARTBEAT
         if silence >= SILENCES_PER_CHUNK:
             silence = 0.0
-            out += chunks.delta("")
-        over = bool(said) and isinstance(said[-1], Finish)
-        await send({"type": "http.response.body", "body": out, "more_body": not over})
-        if over:
+            out += answer.form.dialect.delta(0, "")
+        await send({"type": "http.response.body", "body": out, "more_body": not answer.over})
+        if answer.over:
             return None
         out = b""
         try:
@@ -194,52 +229,12 @@ async def _stream(scope: Scope, send: Send, reply: Reply, listener: Listener, fo
         except Exception as fault:  # noqa: BLE001 - the status is gone: the stream ends with the error, without [DONE]
             out = b"data: " + envelope(explained(fault, scope)) + b"\n\n"
             return await send({"type": "http.response.body", "body": out, "more_body": False})
-
-
-def _rendered(chunks: Chunks, said: Sequence[Said], pieces: list[str], form: Form) -> bytes:
-    out: list[bytes] = []
-    for event in said:
-        if isinstance(event, Delta):
-            pieces.append(event.text)
-            out.append(chunks.delta(event.text))
-        else:
-            out.append(chunks.ending(event))
-            if form.include_usage:
-                out.append(chunks.usage(usage(form, "".join(pieces), event)))
-            out.append(_DONE)
-    return b"".join(out)
+        events = answer.rendered(said)
 
 
 def estimated_tokens(size: int) -> int:
     """Tokens in so many bytes of text, roughly, rounded up."""
     return -(-size // BYTES_PER_TOKEN)
-
-
-def usage(form: Form, text: str, finish: Finish) -> dict[str, int]:
-    """The vendor's total where it gave one, split by our estimate; else the estimate."""
-    completion = estimated_tokens(len(text.encode()))
-    prompt = form.prompt_tokens
-    if finish.usage is not None:
-        completion = min(completion, finish.usage.total_tokens)
-        prompt = finish.usage.total_tokens - completion
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def _told(reply: Reply, form: Form, *finish: Finish) -> Headers:
-    """The headers that say how the answer came about; what only the reply's end tells is left out before it."""
-    record = reply.record
-    lines: Headers = []
-    if record.how:
-        lines.append((b"x-parley-conversation", record.how.encode()))
-    if record.reason:
-        lines.append((b"x-parley-reason", record.reason.encode()))
-    if ignored := ignored_names(form.ignored):
-        lines.append((b"x-parley-ignored", ignored.encode()))
-    for end in finish:
-        lines.append((b"x-parley-usage", b"estimated" if end.usage is None else b"vendor"))
-        if end.extra.get("no_answer"):
-            lines.append((b"x-parley-no-answer", b"true"))
-    return lines
 
 
 def ignored_names(names: Iterable[str]) -> str:

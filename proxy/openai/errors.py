@@ -1,6 +1,7 @@
 """Our errors in OpenAI's envelope: the one table of statuses, and the middleware that answers with it."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import orjson
 from starlette.exceptions import HTTPException
 
 from proxy.errors import (
+    BotResting,
     InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
@@ -55,9 +57,14 @@ ROWS: Mapping[type[ProxyError], Row] = {  # the nearest ancestor's row counts
     VendorAuthFailed: Row(502, "api_error", False),
     VendorRefused: Row(502, "api_error", False),
     VendorUnavailable: Row(502, "api_error", True),
+    BotResting: Row(503, "api_error", True),
     VendorTimeout: Row(504, "api_error", False),
     NoAnswer: Row(502, "api_error", False),
 }
+
+# What else of OpenAI's API clients ask for.
+_OTHERS = {"assistants", "audio", "batches", "containers", "conversations", "embeddings", "evals", "files"}
+_OTHERS |= {"fine_tuning", "images", "moderations", "realtime", "responses", "threads", "uploads", "vector_stores"}
 
 PATIENCE = 2.0  # seconds, and bytes, that a client may go on sending a body that was refused for its size
 HEARD_OUT = 64 * 1024 * 1024
@@ -133,6 +140,12 @@ def _from_routing(fault: HTTPException, scope: Scope) -> ProxyError:
     if fault.status_code == 405:
         allow = ", ".join(sorted((fault.headers or {}).get("Allow", "").split(", ")))
         return MethodNotAllowed(f"{scope['method']} is not allowed on {path}; use {allow}", allow=allow)
+    asked = re.match(r"/v1/([a-z_]+)", path)
+    if asked and asked[1] in _OTHERS:
+        return NotFound(
+            f"{path} is nothing that a hosted chat bot can serve: let your client ask another service for it. Bots are "
+            "asked at /v1/chat/completions or, in the old shape, at /v1/completions"
+        )
     return NotFound(
         f"There is nothing at {path}. Chat bots are served at /v1/chat/completions, and listed at /v1/models"
     )

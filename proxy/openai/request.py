@@ -6,7 +6,7 @@ unknown extras must pass. Source: OpenAI's API reference for chat completions, a
 
 import binascii
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -19,6 +19,8 @@ from proxy.openai.delivery import estimated_tokens
 
 Check = Callable[[Any], str]  # what is wrong with a value, "" if nothing
 
+MOST_CHOICES = 8  # conversations with a bot that one request may open
+LONGEST_STOP = 1000  # characters of a stop sequence: each piece of a reply is compared with all of its beginnings
 MOST_MESSAGES = 20_000  # each costs this process a little time, in which it does nothing else
 
 ROLES: Mapping[str, Role] = {
@@ -47,6 +49,9 @@ class ChatRequest:
     metadata: Mapping[str, str]
     ignored: Sequence[str]
     digest: bytes
+    n: int = 1
+    stop: Sequence[str] = ()
+    max_tokens: int | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -55,9 +60,26 @@ class ChatRequest:
 
 
 def parse(body: bytes) -> ChatRequest:
-    """Check a request body. Raises InvalidRequest with the `param` at fault."""
+    """Check the body of a chat request. Raises InvalidRequest with the `param` at fault."""
+    fields = _checked(body, _CHECKS)
+    return _request(fields, _messages(_required(fields, "messages", [])), HONOURED)
+
+
+def parse_completion(body: bytes) -> ChatRequest:
+    """Check a body in the old shape, whose prompt is one message of a user. Raises InvalidRequest likewise."""
+    fields = _checked(body, _COMPLETION_CHECKS)
+    prompt = _required(fields, "prompt", "")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        told = "`prompt` must be one string: a bot reads text, not tokens, and is asked one thing at a time"
+        raise InvalidRequest(told, param="prompt", code="unsupported_value")
+    return _request(fields, [Message("user", prompt)], HONOURED_IN_COMPLETIONS)
+
+
+def _checked(body: bytes, checks: Mapping[str, Check]) -> dict[str, Any]:
     fields = _object(body)
-    for name, check in _CHECKS.items():
+    for name, check in checks.items():
         value = fields.get(name)
         if value is not None and (wrong := check(value)):
             raise InvalidRequest(f"`{name}` {wrong}", param=name, code=_code(wrong))
@@ -66,16 +88,24 @@ def parse(body: bytes) -> ChatRequest:
     if usage is not None and not isinstance(usage, bool):
         at = "stream_options.include_usage"
         raise InvalidRequest(f"`{at}` must be a boolean", param=at, code="invalid_type")
+    return fields
+
+
+def _request(fields: Mapping[str, Any], messages: Sequence[Message], honoured: Set[str]) -> ChatRequest:
+    stop = fields.get("stop") or ()
     return ChatRequest(
         model=_required(fields, "model", ""),
-        messages=_messages(_required(fields, "messages", [])),
+        messages=messages,
         stream=bool(fields.get("stream")),
-        include_usage=bool(usage),
+        include_usage=bool((fields.get("stream_options") or {}).get("include_usage")),
         end_user=fields.get("safety_identifier") or fields.get("user") or "",
         user=fields.get("user") or "",
         metadata=fields.get("metadata") or {},
-        ignored=[name for name, value in fields.items() if name not in HONOURED and value is not None],
+        ignored=[name for name, value in fields.items() if name not in honoured and value is not None],
         digest=_digest(fields),
+        n=fields.get("n") or 1,
+        stop=tuple(filter(None, [stop] if isinstance(stop, str) else stop)),
+        max_tokens=fields.get("max_completion_tokens") or fields.get("max_tokens"),
     )
 
 
@@ -132,11 +162,11 @@ def _number(low: float, high: float) -> Check:
     return check
 
 
-def _integer(low: int, high: int, otherwise: str = "") -> Check:
+def _integer(low: int, high: int) -> Check:
     def check(value: Any) -> str:
         if not isinstance(value, int) or isinstance(value, bool):
             return "must be an integer"
-        return "" if low <= value <= high else otherwise or f"is out of range: {low} to {high}"
+        return "" if low <= value <= high else f"is out of range: {low} to {high}"
 
     return check
 
@@ -148,10 +178,11 @@ def _strings(value: Any) -> str:
 
 
 def _stop(value: Any) -> str:
-    if isinstance(value, str):
-        return ""
+    value = [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         return "must be a string or an array of strings"
+    if any(len(text) > LONGEST_STOP for text in value):
+        return f"holds a sequence of more than {LONGEST_STOP} characters"
     return "" if len(value) <= 4 else "holds more than 4 sequences"
 
 
@@ -177,7 +208,7 @@ _CHECKS: Mapping[str, Check] = {
     "user": _STRING,
     "safety_identifier": _STRING,
     "metadata": _strings,
-    "n": _integer(1, 1, "must be 1: a bot gives one answer"),
+    "n": _integer(1, MOST_CHOICES),
     "stop": _stop,
     "max_tokens": _integer(1, _MOST),
     "max_completion_tokens": _integer(1, _MOST),
@@ -198,6 +229,7 @@ _CHECKS: Mapping[str, Check] = {
     "audio": _OBJECT,
     "parallel_tool_calls": _BOOLEAN,
     "logprobs": _BOOLEAN,
+    "echo": _BOOLEAN,
     "top_logprobs": _integer(0, 20),
     "response_format": _OBJECT,
     "tools": _ARRAY,
@@ -207,7 +239,11 @@ _CHECKS: Mapping[str, Check] = {
     "web_search_options": _OBJECT,
 }
 
-HONOURED = frozenset({"model", "messages", "stream", "stream_options", "user", "safety_identifier", "metadata", "n"})
+_COMPLETION_CHECKS: Mapping[str, Check] = {**_CHECKS, "logprobs": _integer(0, 5)}  # it was a number then
+
+_HONOURED = {"model", "stream", "stream_options", "user", "safety_identifier", "metadata", "n", "stop", "max_tokens"}
+HONOURED = frozenset({*_HONOURED, "messages", "max_completion_tokens"})
+HONOURED_IN_COMPLETIONS = frozenset({*_HONOURED, "prompt"})
 
 
 def _refuse(fields: Mapping[str, Any]) -> None:
@@ -216,7 +252,8 @@ def _refuse(fields: Mapping[str, Any]) -> None:
     modalities = fields.get("modalities") or []
     choice = fields.get("tool_choice")
     wanted = {
-        "logprobs": fields.get("logprobs") is True,
+        "logprobs": fields.get("logprobs") not in (None, False),
+        "echo": fields.get("echo") is True,
         "top_logprobs": fields.get("top_logprobs") is not None,
         "audio": fields.get("audio") is not None,
         "modalities": any(kind != "text" for kind in modalities),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from proxy.ports import ConversationStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.punctual import Punctual
+from proxy.stores.rates import Rates
 
 
 def open_store(url: str, *, max_parked: int, clock: Callable[[], float] = time.time) -> ConversationStore:
@@ -30,3 +31,13 @@ def open_store(url: str, *, max_parked: int, clock: Callable[[], float] = time.t
     raise ValueError(
         f"no store is known for {scheme or 'this'}://; there are memory://, sqlite:///file.db and redis://host:port/db"
     )
+
+
+def open_rates(url: str, *, share: int) -> Rates:
+    """The counters of requests a minute that go with a store: shared by all who share Redis, else by `share`."""
+    if url.partition("://")[0] not in ("redis", "rediss"):
+        return Rates(share=share)
+    from proxy.stores.redis import connect  # noqa: PLC0415 - it is an extra
+
+    client, prefix = connect(url)
+    return Rates(client, prefix=prefix, share=share)

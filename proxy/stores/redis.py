@@ -96,15 +96,10 @@ class RedisStore:
     """
 
     def __init__(self, url: str, *, max_parked: int, clock: Callable[[], float] = time.time) -> None:
-        location, self._prefix = _parse(url)
+        self._redis, self._prefix = connect(url)
         self._max_parked = max_parked
         self._clock = clock
         self._secret = b""  # the last one heard
-        never = Retry(NoBackoff(), 0)  # a put that is sent twice may bring back what was taken in between
-        pool = BlockingConnectionPool.from_url(
-            location, max_connections=CONNECTIONS, timeout=None, retry=never, protocol=2, socket_timeout=None
-        )
-        self._redis = Redis.from_pool(pool)
         self._scripts = {
             "secret": self._redis.register_script(AGREE),
             "find": self._redis.register_script(ERA + FIND),
@@ -149,6 +144,16 @@ class RedisStore:
             if "unknown redis command" in str(error).lower():
                 raise StoreUnavailable("Redis 6.2 or newer is needed, with INFO and GETDEL") from None
             raise StoreUnavailable(f"Redis does not serve ({type(error).__name__})") from None
+
+
+def connect(url: str) -> tuple[Redis, str]:
+    """A client, which connects when it is needed, and the prefix of its keys. Raises ValueError for a wrong URL."""
+    location, prefix = _parse(url)
+    never = Retry(NoBackoff(), 0)  # a put that is sent twice may bring back what was taken in between
+    pool = BlockingConnectionPool.from_url(
+        location, max_connections=CONNECTIONS, timeout=None, retry=never, protocol=2, socket_timeout=None
+    )
+    return Redis.from_pool(pool), prefix
 
 
 def _parse(url: str) -> tuple[str, str]:

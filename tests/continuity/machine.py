@@ -300,7 +300,7 @@ class Machine(RuleBasedStateMachine):
                 if request.left:
                     request.listener.leave()
                 while not request.finished:
-                    for said in await request.listener.hear():
+                    for _, said in await request.listener.hear():
                         if isinstance(said, Finish):
                             request.finished = True
                             self.witness.heard_end(request)

@@ -567,7 +567,7 @@ REQUESTS: dict[str, tuple[Any, str | None, str | None]] = {
         for name, value in UNSUPPORTED.items()
     },
     "a named tool": (body_with(tool_choice=NAMED_TOOL), "tool_choice", "unsupported_parameter"),
-    "more than one choice": (body_with(n=2), "n", None),
+    "more choices than there may be": (body_with(n=9), "n", None),
     "usage that is a word": (
         body_with(stream=True, stream_options={"include_usage": "no"}),
         "stream_options.include_usage",

@@ -1,130 +1,91 @@
-"""The chat door: what the bot is asked, and the headers of the answer."""
+"""The chat dialect: choices."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
+import orjson
 import pytest
 
-from tests.doors import Doors, open_doors
+from proxy.errors import VendorFailed
+from tests.doors import Doors
 from tests.scripted import Cue
 
 
-async def test_the_model_is_the_name_that_was_asked_for(doors: Doors) -> None:
-    """An answer names the alias it was asked under."""
-    assert (await doors.ask(model="gpt-4o-mini")).json()["model"] == "gpt-4o-mini"
+def told(text: str) -> list[Any]:
+    return [orjson.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line.startswith("data: {")]
 
 
-async def test_a_model_may_be_hidden_from_a_key(doors: Doors) -> None:
-    """A model that a key may not use looks as if it did not exist."""
-    hidden = await doors.ask(model="it/help", key="sk-few")
-    unknown = await doors.ask(model="it/halp", key="sk-few")
-
-    assert hidden.status_code == unknown.status_code == 404
-    assert hidden.json()["error"]["code"] == "model_not_found"
-    assert hidden.text.replace("help", "halp") == unknown.text
+def cue(doors: Doors, *texts: str) -> None:
+    doors.bot.cues.extend(Cue(pieces=(text[:2], text[2:])) for text in texts)
 
 
-async def test_ignored_fields_are_listed(doors: Doors) -> None:
-    """Well-formed names of ignored fields are listed in a header, at most 20, others not at all."""
-    odd: dict[str, Any] = {"temperature": 1, "evil\r\nname": 1, "x" * 65: 1} | {f"extra{i}": 1 for i in range(30)}
+@pytest.mark.parametrize("stream", [False, True])
+async def test_choices_are_conversations_side_by_side(doors: Doors, stream: bool) -> None:
+    """Each of n choices comes from a conversation of its own, and any of them may be gone on from."""
+    cue(doors, "one reply", "other reply", "third reply")
+    answer = await doors.ask("hello", n=3, stream=stream, stream_options={"include_usage": True} if stream else None)
 
-    names = (await doors.ask(**odd)).headers["x-parley-ignored"].split(", ")
-
-    assert names == ["temperature", *(f"extra{i}" for i in range(19))]
-
-
-async def continued(doors: Doors, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    first = await doors.ask(**one)
-    chat = [
-        {"role": "user", "content": "hello"},
-        first.json()["choices"][0]["message"],
-        {"role": "user", "content": "again"},
-    ]
-    return (await doors.ask(**{"messages": chat, **other})).headers["x-parley-conversation"] == "continued"
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ({"user": "ada"}, {"user": "ada"}, True),
-        ({"user": "ada"}, {"user": "bob"}, False),
-        ({"user": "ada"}, {"user": "ada", "safety_identifier": "x"}, False),
-        ({"metadata": {"chat_id": "1"}}, {"metadata": {"chat_id": "1"}}, True),
-        ({"metadata": {"chat_id": "1"}}, {"metadata": {"chat_id": "2"}}, False),
-        ({"metadata": {"chat_id": "1"}}, {}, False),
-        ({"metadata": {"trace": "1"}}, {"metadata": {"trace": "2"}}, True),
-        ({"model": "shop"}, {"model": "gpt-4o-mini"}, True),
-        ({"model": "shop"}, {"model": "it/help"}, False),
-        ({"key": "sk-all"}, {"key": "sk-few"}, False),
-    ],
-)
-async def test_who_shares_a_conversation(doors: Doors, one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
-    """A conversation is continued for the same person, scope, model and key only; unforwarded metadata is nothing."""
-    assert await continued(doors, one, other) == same
+    assert answer.headers["x-parley-conversation"] == "opened, opened, opened"
+    if stream:
+        chunks = told(answer.text)
+        texts = ["", "", ""]
+        for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+            texts[choice["index"]] += choice["delta"].get("content", "")
+        ends = [choice["index"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
+        assert sorted(ends) == [0, 1, 2]
+        usage = chunks[-1]["usage"]
+        assert answer.text.endswith("data: [DONE]\n\n")
+    else:
+        body = answer.json()
+        texts = [choice["message"]["content"] for choice in body["choices"]]
+        assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+        usage = body["usage"]
+    assert texts == ["one reply", "other reply", "third reply"]
+    assert usage["completion_tokens"] == 9
+    for text in texts:
+        chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": text}]
+        next_turn = await doors.ask(messages=[*chat, {"role": "user", "content": "go on"}])
+        assert next_turn.headers["x-parley-conversation"] == "continued"
+    assert [len(heard) for heard in doors.bot.conversations.values()] == [4, 4, 4]
 
 
-@pytest.mark.parametrize(
-    ("header", "repeated"),
-    [
-        ({"x_stainless_retry_count": "1"}, True),
-        ({"x_stainless_retry_count": "02"}, True),
-        ({"x_stainless_retry_count": "10"}, True),
-        ({"x_stainless_retry_count": "0"}, False),
-        ({"x_stainless_retry_count": "-1"}, False),
-        ({"x_stainless_retry_count": "often"}, False),
-        ({}, False),
-    ],
-)
-async def test_a_client_says_that_it_tries_again(doors: Doors, header: dict[str, str], repeated: bool) -> None:
-    """A retry is known by the SDKs' header, and asks for the reply to the first try; else the bot is asked anew."""
-    body = b'{"model": "shop", "messages": [{"role": "user", "content": "hi"}]}'
-    doors.bot.cues.append(Cue(pieces=("a", "b"), wait=asyncio.Event()))
-    first = asyncio.create_task(doors.send(body, authorization="Bearer sk-all"))
-    await asyncio.sleep(0.02)
-    second = asyncio.create_task(doors.send(body, authorization="Bearer sk-all", **header))
-    await asyncio.sleep(0.02)
-
-    assert len(doors.bot.turns) == (1 if repeated else 2)
-    for task in (first, second):
-        task.cancel()
-
-
-async def test_an_odd_idempotency_key_is_ignored(doors: Doors) -> None:
-    """A key that is too long or not of visible ASCII is listed as ignored."""
-    body = b'{"model": "shop", "messages": [{"role": "user", "content": "hi"}]}'
-
-    answer = await doors.send(body, authorization="Bearer sk-all", idempotency_key="k" * 257)
-
-    assert answer.headers["x-parley-ignored"] == "idempotency-key"
-
-
-async def test_a_scope_may_come_in_a_header(doors: Doors) -> None:
-    """A configured header names the conversation before the metadata does, and an odd one is ignored and listed."""
-    body = b'{"model": "shop", "messages": [{"role": "user", "content": "hi"}]}'
-
-    answer = await doors.send(body, authorization="Bearer sk-all", x_openwebui_chat_id="a b")
-
-    assert answer.headers["x-parley-ignored"] == "x-openwebui-chat-id"
-
-
-@pytest.mark.parametrize("content", [False, True])
-async def test_words_are_logged_only_when_asked(content: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """With `log: {content: true}` a request's line holds what was said; without it does not."""
-    with caplog.at_level("INFO", "parley"):
-        async with open_doors(log={"content": content}) as doors:
-            await doors.ask("my words")
-
-    (line,) = (vars(record)["parley"] for record in caplog.records if record.name == "parley")
-    assert (line.get("messages"), line.get("reply")) == (
-        (["user: my words"], "reply 1 to my words") if content else (None, None)
+async def test_the_first_choice_may_continue(doors: Doors) -> None:
+    """Of several choices the first goes on in the conversation there is, the others are told the history."""
+    first = (await doors.ask("hello")).json()["choices"][0]["message"]
+    answer = await doors.ask(
+        messages=[{"role": "user", "content": "hello"}, first, {"role": "user", "content": "b"}], n=2
     )
 
+    assert answer.headers["x-parley-conversation"] == "continued, rebuilt"
+    assert answer.headers["x-parley-reason"] == "exact, in-use"
+    assert len(answer.json()["choices"]) == 2
 
-async def test_contact_and_scope_are_not_forwarded_as_metadata(doors: Doors) -> None:
-    """A bot is told contact data as such, and of the metadata only the rest."""
-    metadata = {"email": "a@b.test", "chat_id": "1", "plan": "gold"}
 
-    await doors.ask(user="ada", metadata=metadata)
+async def test_if_one_choice_fails_the_request_fails(doors: Doors) -> None:
+    """A fault of one choice is the answer, and the others are treated as left by their client."""
+    doors.bot.cues += [Cue(pieces=("a", "b"), wait=asyncio.Event()), Cue(fault=VendorFailed("It broke off"))]
+    answer = await doors.ask("hello", n=2)
 
-    (turn,) = doors.bot.turns
-    assert (turn.contact, turn.metadata) == ({"email": "a@b.test", "nickname": "ada"}, {"plan": "gold"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "vendor_failed")
+
+
+async def test_a_repeated_request_hears_all_its_choices(doors: Doors) -> None:
+    """A client that asks for several choices once more is told the same ones, each in its place."""
+    cue(doors, "one reply", "other reply")
+    gates = [asyncio.Event(), asyncio.Event()]
+    for waiting, gate in zip(doors.bot.cues, gates, strict=True):
+        waiting.wait = gate
+    body = b'{"model": "shop", "n": 2, "messages": [{"role": "user", "content": "hi"}]}'
+    first = asyncio.create_task(doors.send(body, authorization="Bearer sk-all"))
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(doors.send(body, authorization="Bearer sk-all", x_stainless_retry_count="1"))
+    await asyncio.sleep(0.01)
+    for gate in gates:
+        gate.set()
+
+    def texts(answer: Any) -> Sequence[str]:
+        return [choice["message"]["content"] for choice in answer.json()["choices"]]
+
+    assert texts(await first) == texts(await second) == ["one reply", "other reply"]
+    assert len(doors.bot.turns) == 2

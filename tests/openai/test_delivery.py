@@ -3,9 +3,11 @@
 import re
 from collections.abc import AsyncIterator
 
+import pytest
+
 from proxy.errors import VendorFailed, VendorRefused
 from proxy.messages import Finish, Usage
-from proxy.openai.delivery import Form, ignored_names, usage
+from proxy.openai.delivery import ignored_names
 from tests.doors import Doors
 from tests.scripted import Cue
 
@@ -139,17 +141,17 @@ async def test_only_json_is_read(doors: Doors) -> None:
         assert "Content-Type: application/json" in answer.json()["error"]["message"]
 
 
-def test_a_vendors_total_is_split_by_our_estimate() -> None:
+@pytest.mark.parametrize(
+    ("text", "usage", "split"),
+    [("x" * 8, Usage(10), (8, 2, 10)), ("x" * 80, Usage(10), (0, 10, 10)), ("x", None, (2, 1, 3))],
+)
+async def test_a_vendors_total_is_split_by_our_estimate(
+    doors: Doors, text: str, usage: Usage | None, split: tuple[int, ...]
+) -> None:
     """Usage adds up to the vendor's total; the completion's share is never more than that."""
-    form = Form("m", stream=False, include_usage=False, prompt_tokens=5)
+    doors.bot.cues.append(Cue(pieces=(text,), finish=Finish(usage=usage)))
 
-    assert usage(form, "x" * 8, Finish(usage=Usage(10))) == {
-        "prompt_tokens": 8,
-        "completion_tokens": 2,
-        "total_tokens": 10,
-    }
-    assert usage(form, "x" * 80, Finish(usage=Usage(10)))["prompt_tokens"] == 0
-    assert usage(form, "x", Finish()) == {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+    assert tuple((await doors.ask("hello")).json()["usage"].values()) == split
 
 
 def test_a_header_never_holds_what_a_client_made_up() -> None:

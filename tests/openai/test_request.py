@@ -7,7 +7,7 @@ import pytest
 
 from proxy.errors import InvalidRequest
 from proxy.messages import Attachment, Message, ToolCall
-from proxy.openai.request import ChatRequest, parse
+from proxy.openai.request import ChatRequest, parse, parse_completion
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -68,7 +68,9 @@ REFUSED = [
     ({"presence_penalty": 3}, "presence_penalty", "invalid_value"),
     ({"max_tokens": 0}, "max_tokens", "invalid_value"),
     ({"max_tokens": 1.5}, "max_tokens", "invalid_type"),
-    ({"n": 2}, "n", "invalid_value"),
+    ({"n": 9}, "n", "invalid_value"),
+    ({"stop": "x" * 1001}, "stop", "invalid_value"),
+    ({"stop": 5}, "stop", "invalid_type"),
     ({"n": 0}, "n", "invalid_value"),
     ({"stop": ["a"] * 5}, "stop", "invalid_value"),
     ({"stop": [1]}, "stop", "invalid_type"),
@@ -141,8 +143,6 @@ def test_what_cannot_be_honoured_is_listed() -> None:
     """Fields that no bot can honour, known or not, are accepted and listed."""
     fields = {
         "temperature": 0.5,
-        "stop": ["x"],
-        "max_tokens": 5,
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "tool_choice": "auto",
         "modalities": ["text"],
@@ -151,6 +151,51 @@ def test_what_cannot_be_honoured_is_listed() -> None:
     }
 
     assert parsed(n=1, user="u", stream=False, **fields).ignored == list(fields)
+
+
+def test_what_cuts_a_reply() -> None:
+    """A reply may be cut by texts, one or up to four, and by a number of tokens, under either name."""
+    assert parsed(stop="x").stop == ("x",)
+    assert parsed(stop=["x", "", "y"]).stop == ("x", "y")
+    assert parsed(max_tokens=5).max_tokens == parsed(max_completion_tokens=5, max_tokens=9).max_tokens == 5
+    nothing = parsed(stop=None, max_tokens=None, max_completion_tokens=None, n=None)
+    assert (nothing.stop, nothing.max_tokens, nothing.n, nothing.ignored) == ((), None, 1, [])
+
+
+def completion(**fields: Any) -> ChatRequest:
+    return parse_completion(orjson.dumps({"model": "m", "prompt": "hello", **fields}))
+
+
+@pytest.mark.parametrize("prompt", ["hello", ["hello"]])
+def test_the_old_shape_is_one_message(prompt: object) -> None:
+    """A prompt is one message of a user; what bots have no knob for is listed."""
+    request = completion(prompt=prompt, max_tokens=5, suffix="s", best_of=1, logprobs=None, echo=False)
+
+    assert request.messages == [Message("user", "hello")]
+    assert (request.max_tokens, request.ignored) == (5, ["suffix", "best_of", "echo"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"prompt": None}, "prompt", "missing_required_parameter"),
+        ({"prompt": ""}, "prompt", "missing_required_parameter"),
+        ({"prompt": ["a", "b"]}, "prompt", "unsupported_value"),
+        ({"prompt": [1, 2]}, "prompt", "unsupported_value"),
+        ({"prompt": {}}, "prompt", "unsupported_value"),
+        ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"logprobs": 2}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": "2"}, "logprobs", "invalid_type"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"model": None}, "model", "missing_required_parameter"),
+    ],
+)
+def test_what_is_wrong_in_the_old_shape_is_named(fields: dict[str, Any], param: str, code: str) -> None:
+    """What the old shape may hold and a bot cannot give is refused with its name."""
+    with pytest.raises(InvalidRequest) as refused:
+        completion(**fields)
+
+    assert (refused.value.param, refused.value.code) == (param, code)
 
 
 def test_roles_become_four() -> None:

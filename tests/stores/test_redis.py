@@ -4,7 +4,6 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from uuid import uuid4
 
 import pytest
 
@@ -16,11 +15,6 @@ from tests.stores.entries import Clock, entry, ids
 from tests.stores.servers import DISKLESS, RedisServer, black_hole, redis_server
 
 Open = Callable[..., ConversationStore]
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"{uuid4()}:"
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""Whether a bot may be asked now: so many turns at a time, so many in line, and none while it keeps failing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from proxy.errors import BotResting, RateLimited, VendorError, VendorFailed, VendorTimeout, VendorUnavailable
+from proxy.telemetry import log
+
+RETRY_AFTER = 1.0  # seconds that a client is told to wait when the line is full
+
+FAULTS = (VendorUnavailable, VendorFailed, VendorTimeout)  # what tells of the bot, and not of one message
+
+
+class Admission:
+    """The way to one bot. `failures` in a row close it for `pause` seconds (0: never); then one turn tries it.
+
+    A turn that waits in line holds no conversation: it looks for one when it is let in.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        concurrency: int,
+        queue: int,
+        failures: int,
+        pause: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._slots = asyncio.Semaphore(concurrency)
+        self._queue = queue
+        self._waiting = 0
+        self._limit = failures
+        self._pause = pause
+        self._clock = clock
+        self._failures = 0
+        self._closed_until = 0.0
+        self._trying = False
+
+    @asynccontextmanager
+    async def entered(self) -> AsyncIterator[None]:
+        """A turn at the bot. Raises RateLimited when the line is full, BotResting while the bot is left alone."""
+        self._check_rest()
+        if self._slots.locked() and self._waiting >= self._queue:
+            busy = "This bot is answering as many turns as it may, and its queue is full: try again in a moment"
+            raise RateLimited(busy, code="bot_busy", retry_after=RETRY_AFTER)
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            async with self._watched():
+                yield
+        finally:
+            self._slots.release()
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        self._check_rest()  # it may have begun while this turn stood in line
+        trying = self._trying = self._is_closed
+        try:
+            yield
+        except FAULTS:
+            self._failures += 1
+            if self._limit and self._failures >= self._limit:
+                self._close()
+            raise
+        except VendorError:
+            self._open()  # the bot is there: it has something against this turn
+            raise
+        else:
+            self._open()
+        finally:
+            if trying:
+                self._trying = False
+
+    @property
+    def _is_closed(self) -> bool:
+        return bool(self._limit) and self._failures >= self._limit
+
+    def _check_rest(self) -> None:
+        left = self._closed_until - self._clock()
+        if self._is_closed and (left > 0 or self._trying):
+            alone = "This bot has kept failing and is left alone for a moment"
+            raise BotResting(alone, retry_after=max(left, RETRY_AFTER))
+
+    def _close(self) -> None:
+        self._closed_until = self._clock() + self._pause
+        told = {"model": self._name, "failures": self._failures, "pause": self._pause}
+        log.warning("a bot keeps failing and is left alone", extra={"parley": told})
+
+    def _open(self) -> None:
+        if self._is_closed:
+            log.info("a bot answers again", extra={"parley": {"model": self._name}})
+        self._failures = 0

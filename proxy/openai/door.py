@@ -1,0 +1,130 @@
+"""A door for asking bots, as an ASGI endpoint: a request becomes an ask, the running replies become its answer."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from proxy.errors import InvalidRequest
+from proxy.messages import Ask
+from proxy.openai.delivery import BYTES_PER_TOKEN, Dialect, Form, deliver, read_body
+from proxy.openai.models import Models
+from proxy.openai.request import ChatRequest
+from proxy.relay import Model, Relay
+from proxy.reply import Listener, Reply
+from proxy.telemetry import Receive, Scope, Send
+
+CONTACT_KEYS = ("email", "phone_number", "nickname")
+
+_ID = re.compile(r"[\x21-\x7e]{1,256}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a request may say which conversation it belongs to, and who is speaking: header and metadata names."""
+
+    scope_headers: Sequence[str] = ()
+    scope_metadata: Sequence[str] = ()
+    user_headers: Sequence[str] = ()
+
+    def scope(self, headers: Mapping[str, str], metadata: Mapping[str, str]) -> tuple[str, str]:
+        """The conversation id and where it came from; the first source present counts."""
+        for name in self.scope_headers:
+            if name.lower() in headers:
+                return headers[name.lower()], name
+        for name in self.scope_metadata:
+            if name in metadata:
+                return metadata[name], f"metadata.{name}"
+        return "", ""
+
+    def end_user(self, headers: Mapping[str, str]) -> str:
+        """The person a front end names in a header."""
+        return next((headers[name.lower()] for name in self.user_headers if headers.get(name.lower())), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes of a body and seconds of a silence."""
+
+    max_body_bytes: int
+    heartbeat: float
+
+
+@dataclass(slots=True)
+class Door:
+    """One path: `parse` reads its requests, `dialect` writes its answers for the name of a model."""
+
+    parse: Callable[[bytes], ChatRequest]
+    dialect: Callable[[str], Dialect]
+    relay: Relay
+    models: Models
+    whereabouts: Whereabouts
+    limits: Limits
+    log_content: bool = field(default=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = self.parse(await read_body(scope, receive, limit=self.limits.max_body_bytes))
+        known = scope["parley"]
+        model = self.models.find(request.model, scope["parley.key"])
+        known |= {"model": model.name, "stream": request.stream}
+        ask, ignored = self._ask(scope, request, model)
+        dialect = self.dialect(request.model)
+        form = Form(dialect, request.stream, request.include_usage, request.prompt_tokens, ignored)
+        replies = await self._replies(model, ask, request.n)
+        try:
+            await deliver(scope, receive, send, replies, form, heartbeat=self.limits.heartbeat)
+        finally:
+            if self.log_content:
+                known["messages"] = [f"{message.role}: {message.text}" for message in request.messages]
+                known["reply"] = "\n".join(reply.text for reply in replies)
+
+    async def _replies(self, model: Model, ask: Ask, n: int) -> Sequence[Reply]:
+        replies: list[Reply] = []
+        try:
+            for choice in range(n):
+                replies.append(await self.relay.ask(model, replace(ask, choice=choice)))
+        except BaseException:
+            with Listener(replies):  # and leave: those that have begun are as any that nobody listens to
+                raise
+        return replies
+
+    def _ask(self, scope: Scope, request: ChatRequest, model: Model) -> tuple[Ask, Sequence[str]]:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        ignored = [*request.ignored]
+        scope_id, source = self.whereabouts.scope(headers, request.metadata)
+        if source and not _ID.match(scope_id):
+            ignored.append(source)
+            scope_id = ""
+        key = headers.get("idempotency-key", "")
+        if key and not _ID.match(key):
+            ignored.append("idempotency-key")
+            key = ""
+        most = request.max_tokens
+        if most is not None and model.options.max_tokens == "ignore":
+            ignored.append("max_tokens")
+            most = None
+        if model.options.strict and ignored:
+            raise InvalidRequest(
+                f"`{ignored[0]}` is nothing that this bot can honour, and its configuration says `strict: true`: "
+                "leave it out",
+                param=ignored[0],
+                code="unsupported_parameter",
+            )
+        contact = {name: request.metadata[name] for name in CONTACT_KEYS if request.metadata.get(name)}
+        if request.user:
+            contact.setdefault("nickname", request.user)
+        kept = {k: v for k, v in request.metadata.items() if k not in (*CONTACT_KEYS, *self.whereabouts.scope_metadata)}
+        ask = Ask(
+            tenant=scope["parley.key"].name,
+            messages=request.messages,
+            end_user=request.end_user or self.whereabouts.end_user(headers),
+            scope=scope_id,
+            contact=contact,
+            metadata=kept,
+            stream=request.stream,
+            body=request.digest,
+            repeated=headers.get("x-stainless-retry-count", "").lstrip("0").isdecimal(),
+            idempotency_key=key,
+            stop=request.stop,
+            most=None if most is None else most * BYTES_PER_TOKEN,
+        )
+        return ask, ignored
