@@ -25,7 +25,7 @@ from proxy.errors import (
 from proxy.messages import Delta, Event, Finish, Handle, Message, Turn
 from proxy.reply import Listener, Reply
 from proxy.transcript import compose
-from tests.continuity.rows import TOKEN, Rows, past, plain, rows, tiers, tokens
+from tests.continuity.rows import TOKEN, Rows, may_be_cut, past, plain, rows, tiers, tokens
 from tests.continuity.timeless import TimelessLoop
 
 IDLE_TTL, MARGIN, LINGER = 1000.0, 50.0, 10.0
@@ -275,6 +275,8 @@ class Witness:
     def _interruptible(self, request: Request) -> list[Call]:
         """Replies under way that the last assistant message may be the beginning of."""
         last = request.history[-1]
+        if not may_be_cut(last):
+            return []
         calls = [call for call in self.calls if call.request.house == request.house and not call.request.utility]
         return [
             call
