@@ -41,9 +41,12 @@ class Admission:
         self._trying = False
 
     @asynccontextmanager
-    async def entered(self) -> AsyncIterator[None]:
-        """A turn at the bot. Raises RateLimited when the line is full, BotResting while the bot is left alone."""
-        self._check_rest()
+    async def entered(self, *, sibling: bool = False) -> AsyncIterator[None]:
+        """A turn at the bot. Raises RateLimited when the line is full, BotResting while the bot is left alone.
+
+        A `sibling` belongs to a request of which another turn was let in: where that one tries the bot, so may it.
+        """
+        self._check_rest(sibling)
         if self._slots.locked() and self._waiting >= self._queue:
             busy = "This bot is answering as many turns as it may, and its queue is full: try again in a moment"
             raise RateLimited(busy, code="bot_busy", retry_after=RETRY_AFTER)
@@ -53,20 +56,22 @@ class Admission:
         finally:
             self._waiting -= 1
         try:
-            async with self._watched():
+            async with self._watched(sibling):
                 yield
         finally:
             self._slots.release()
 
     @asynccontextmanager
-    async def _watched(self) -> AsyncIterator[None]:
-        self._check_rest()  # it may have begun while this turn stood in line
-        trying = self._trying = self._is_closed
+    async def _watched(self, sibling: bool) -> AsyncIterator[None]:
+        self._check_rest(sibling)  # it may have begun while this turn stood in line
+        trying = self._is_closed and not self._trying
+        self._trying = self._trying or trying
         try:
             yield
         except FAULTS:
+            was_closed = self._is_closed
             self._failures += 1
-            if self._limit and self._failures >= self._limit:
+            if self._is_closed and (trying or not was_closed):  # those still under way close nothing again
                 self._close()
             raise
         except VendorError:
@@ -82,9 +87,9 @@ class Admission:
     def _is_closed(self) -> bool:
         return bool(self._limit) and self._failures >= self._limit
 
-    def _check_rest(self) -> None:
+    def _check_rest(self, sibling: bool) -> None:
         left = self._closed_until - self._clock()
-        if self._is_closed and (left > 0 or self._trying):
+        if self._is_closed and (left > 0 or (self._trying and not sibling)):
             alone = "This bot has kept failing and is left alone for a moment"
             raise BotResting(alone, retry_after=max(left, RETRY_AFTER))
 

@@ -240,6 +240,16 @@ class Config(Section):
     responses: Responses = Responses()
     models: dict[Name, Annotated[ModelOptions, BeforeValidator(_of_its_vendor)]] = Field(default={}, min_length=1)
 
+    @field_validator("keys")
+    @classmethod
+    def _one_rate_a_name(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        """Keys of one name are counted together."""
+        rates: dict[str, int | None] = {}
+        for key in keys:
+            if rates.setdefault(key.name, key.requests_per_minute) != key.requests_per_minute:
+                raise ValueError(f"the keys named {key.name} must all have the same requests_per_minute")
+        return keys
+
     @property
     def store_shown(self) -> str:
         """The store's URL, fit to be seen: without user, password and options."""

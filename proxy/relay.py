@@ -177,7 +177,7 @@ class Relay:
     ) -> AsyncGenerator[Said, None]:
         """The reply, once the bot may be asked."""
         async with (
-            self._admission(model).entered(),
+            self._admission(model).entered(sibling=reply.ask.choice > 0),
             aclosing(self._spoken(model, conversation, turn, reply, utility=utility)) as events,
         ):
             async for event in events:
@@ -221,7 +221,10 @@ class Relay:
                             yield said
                         if speech.cut:
                             break
-                    whole = not speech.cut or await self._heard_out(events, speech)
+                    # Else no next request will hold this reply.
+                    keeps = continuation.how != "utility" and not says_nothing(Message("assistant", speech.text))
+                    if speech.cut and keeps and not speech.ended:
+                        await self._hear_out(events, speech)
             except ConversationExpired:
                 raise
             except ProxyError as fault:
@@ -230,24 +233,26 @@ class Relay:
                 raise
             finish = speech.finish
             handle = speech.handle or turn.handle
-            told = not says_nothing(Message("assistant", speech.text))  # else no next request will hold this reply
-            keeps = whole and told and continuation.how != "utility"
             record.renamed = turn.handle is not None and handle != turn.handle
-            if handle is not None and keeps:
+            if handle is not None and keeps and speech.ended:
                 renamed = record.renamed or continuation.renamed
                 reply.parked = conversation.parked(handle, speech.text, self._clock(), renamed=renamed)
                 record.parked = await self._seats.park(reply.parked)
         yield finish
 
-    async def _heard_out(self, events: AsyncGenerator[Event, None], speech: Speech) -> bool:
-        """Hear a reply that was cut to its end, for the conversation's sake; False if it does not come to one."""
+    async def _hear_out(self, events: AsyncGenerator[Event, None], speech: Speech) -> None:
+        """Hear a reply that was cut to its end, for the conversation's sake: what was given stands anyway."""
         try:
             async with asyncio.timeout(self._rules.linger):
                 async for event in events:
                     deque(speech.heard(event), maxlen=0)  # nothing of it goes out
+        except asyncio.CancelledError:  # nobody listens any more, or it is time to go: the finish can still be told
+            if task := asyncio.current_task():
+                task.uncancel()
         except (TimeoutError, ProxyError):
-            return False
-        return speech.ended
+            pass
+        except Exception as fault:  # noqa: BLE001 - an adapter's mistake costs the conversation, not the reply
+            log.error("a cut reply failed", exc_info=fault)
 
 
 def _require_something_new(chat: Chat) -> None:

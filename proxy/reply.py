@@ -112,12 +112,16 @@ class Reply:
             self._deadline = asyncio.get_running_loop().call_later(self._linger, self.stop)
 
     def _since(self, heard: int) -> Sequence[Said]:
-        said = self._said[heard:]
-        if said and isinstance(said[-1], Finish) and not self.heard_out.done():
-            self.heard_out.set_result(None)
-        if self._over and not said and not self.complete:
+        return self._said[heard:]
+
+    def _check(self) -> None:
+        """Raise what it ended with, if that was no good end."""
+        if self._over and not self.complete:
             raise self._fault or ShuttingDown("The reply was stopped before its end", delivered=True, retry_after=1)
-        return said
+
+    def _was_heard_out(self) -> None:
+        if not self.heard_out.done():
+            self.heard_out.set_result(None)
 
 
 class Listener:
@@ -169,6 +173,12 @@ class Listener:
             said = reply._since(self._heard[choice])
             self._heard[choice] += len(said)
             found += [(choice, event) for event in said]
+        if not found:
+            for reply in self._replies:
+                reply._check()
+        elif all(reply.complete for reply in self._replies):
+            for reply in self._replies:  # all or none: who asks once more is told every choice again
+                reply._was_heard_out()
         return found
 
     async def _wait(self, timeout: float | None) -> None:

@@ -91,9 +91,9 @@ class Stop:
     def before(self, piece: str, *, last: bool) -> tuple[str, bool]:
         """What may be given of the reply now, and whether one of the texts was met."""
         text = self._kept + piece
-        found = [at for at in (text.find(stop) for stop in self._texts) if at >= 0]
-        if found:
-            return text[: min(found)], True
+        met = [(at + len(stop), at) for stop in self._texts if (at := text.find(stop)) >= 0]
+        if met:  # the one that is complete first, as whoever reads along would stop; so pieces make no difference
+            return text[: min(met)[1]], True
         kept = 0 if last else max(self._overlap(text, stop) for stop in self._texts)
         self._kept = text[len(text) - kept :]
         return text[: len(text) - kept], False

@@ -140,6 +140,35 @@ async def test_only_faults_in_a_row_count(between: ProxyError | None) -> None:
     await turn(way)
 
 
+async def test_turns_of_one_request_try_a_bot_together() -> None:
+    """While one turn tries a bot that was left alone, others of the same request are let in beside it."""
+    clock = Clock()
+    way = admission(clock=clock)
+    await failed(way, *[VendorFailed("x")] * 3)
+    clock.now += 10
+    async with way.entered(), way.entered(sibling=True):
+        with pytest.raises(BotResting):
+            await turn(way)
+    await turn(way)
+
+
+async def test_turns_under_way_close_a_bot_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Faults of turns that had begun before a bot was left alone neither prolong that nor are logged again."""
+    clock = Clock()
+    way, hold = admission(clock=clock, concurrency=9), asyncio.Event()
+    late = [asyncio.create_task(turn(way, VendorFailed("x"), hold)) for _ in range(5)]
+    await asyncio.sleep(0)
+    await failed(way, *[VendorFailed("x")] * 3)
+    clock.now += 9
+    hold.set()
+    await asyncio.wait(late)
+    assert all(isinstance(task.exception(), VendorFailed) for task in late)
+    clock.now += 1
+
+    await turn(way)
+    assert [record.message for record in caplog.records] == ["a bot keeps failing and is left alone"]
+
+
 async def test_what_never_reached_the_bot_does_not_count() -> None:
     """A request that is refused before the bot was asked says nothing of the bot."""
     way = admission()

@@ -646,3 +646,12 @@ def test_keys_without_effect_are_named() -> None:
 
     assert list(without_effect(loaded(text + bot))) == ["server.playground", "models.shop.tools"]
     assert list(without_effect(loaded(SHOP))) == []
+
+
+def test_keys_of_one_name_share_a_rate() -> None:
+    """Keys that share a name are counted together, so their limits must be the same."""
+    keys = "keys: [{name: a, key: x, requests_per_minute: 5}, {name: a, key: y, requests_per_minute: 6}]\n"
+    with pytest.raises(ConfigError, match="keys: the keys named a must all have the same requests_per_minute"):
+        loaded(keys + SHOP)
+
+    assert len(loaded(keys.replace("6", "5") + SHOP).keys) == 2

@@ -752,3 +752,30 @@ async def test_a_reply_cut_before_its_first_word_is_empty() -> None:
     text, record = await house.told(user("a"), stop=["END"])
 
     assert (text, record.outcome, house.parked) == ("", "ok", 0)
+
+
+@pytest.mark.parametrize(("text", "asked"), [("END of it", "a"), ("one END two", "### Task: a title")])
+async def test_a_cut_reply_that_nobody_could_go_on_from_is_over_at_once(text: str, asked: str) -> None:
+    """An empty cut reply, and that to a chat UI's own prompt, is not heard to its end: its conversation is not kept."""
+    house = House(linger=5)
+    house.bot.cues.append(Cue(pieces=(text, "more"), wait=asyncio.Event()))
+    reply = await house.ask(user(asked), stop=["END"])
+    with reply.listen() as listener:
+        async with asyncio.timeout(0.5):
+            while not reply.complete:
+                await hear(listener)
+
+    assert (house.parked, house.bot.hung_up) == (0, 1)
+
+
+async def test_a_cut_reply_is_whole_when_it_is_time_to_go() -> None:
+    """A cut reply whose grace is over is told as ended: its client has all of it."""
+    house = House(linger=5)
+    house.bot.cues.append(Cue(pieces=("one END two", "more"), wait=asyncio.Event()))
+    reply = await house.ask(user("a"), stop=["END"])
+    with reply.listen() as listener:
+        assert await hear(listener) == [Delta("one ")]
+        await house.relay.drain(0.01)
+        assert await hear(listener) == [Finish("stop")]
+
+    assert house.parked == 0

@@ -136,6 +136,11 @@ class _Answer:
         """Whether every reply has come to its end."""
         return len(self._finishes) == len(self._pieces)
 
+    @property
+    def unfinished(self) -> int:
+        """A choice that has not ended."""
+        return next(choice for choice in range(len(self._pieces)) if choice not in self._finishes)
+
     def take(self, said: Heard) -> None:
         """Keep what was said."""
         for choice, event in said:
@@ -172,7 +177,8 @@ class _Answer:
             b"x-parley-conversation": [record.how for record in self._records],
             b"x-parley-reason": [record.reason for record in self._records],
         }
-        lines = [(name, ", ".join(values).encode()) for name, values in told.items() if all(values)]
+        named = {name: ", ".join(value or "-" for value in values) for name, values in told.items() if any(values)}
+        lines = [(name, values.encode()) for name, values in named.items()]
         if ignored := ignored_names(self.form.ignored):
             lines.append((b"x-parley-ignored", ignored.encode()))
         if self.over:
@@ -217,7 +223,7 @@ async def _stream(scope: Scope, send: Send, answer: _Answer, listener: Listener,
         out += events if said else _HEARTBEAT
         if silence >= SILENCES_PER_CHUNK:
             silence = 0.0
-            out += answer.form.dialect.delta(0, "")
+            out += answer.form.dialect.delta(answer.unfinished, "")
         await send({"type": "http.response.body", "body": out, "more_body": not answer.over})
         if answer.over:
             return None

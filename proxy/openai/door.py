@@ -78,6 +78,15 @@ class Door:
                 known["reply"] = "\n".join(reply.text for reply in replies)
 
     async def _replies(self, model: Model, ask: Ask, n: int) -> Sequence[Reply]:
+        options = model.options
+        told = any(message.role == "assistant" for message in ask.messages)
+        if n > 1 and options.recap == "refuse" and told:
+            alone = (
+                "This bot can go on in one conversation only, as its configuration says `recap: refuse`: leave `n` out"
+            )
+            raise InvalidRequest(alone, param="n", code="unsupported_value")
+        if n > options.max_concurrency + options.queue:
+            raise InvalidRequest("This bot cannot answer so often at a time: ask for less", param="n")
         replies: list[Reply] = []
         try:
             for choice in range(n):
@@ -98,10 +107,6 @@ class Door:
         if key and not _ID.match(key):
             ignored.append("idempotency-key")
             key = ""
-        most = request.max_tokens
-        if most is not None and model.options.max_tokens == "ignore":
-            ignored.append("max_tokens")
-            most = None
         if model.options.strict and ignored:
             raise InvalidRequest(
                 f"`{ignored[0]}` is nothing that this bot can honour, and its configuration says `strict: true`: "
@@ -109,6 +114,10 @@ class Door:
                 param=ignored[0],
                 code="unsupported_parameter",
             )
+        most = request.max_tokens
+        if most is not None and model.options.max_tokens == "ignore":
+            ignored.append(request.limit)
+            most = None
         contact = {name: request.metadata[name] for name in CONTACT_KEYS if request.metadata.get(name)}
         if request.user:
             contact.setdefault("nickname", request.user)

@@ -37,7 +37,8 @@ ROLES: Mapping[str, Role] = {
 class ChatRequest:
     """A checked request. `ignored` names the fields that were accepted but that no bot here can honour.
 
-    `digest` is of the whole body, the form of the answer apart: equal when a client asks once more.
+    `digest` is of the whole body, the form of the answer apart: equal when a client asks once more. `limit` is the
+    name under which `max_tokens` was sent.
     """
 
     model: str
@@ -52,6 +53,7 @@ class ChatRequest:
     n: int = 1
     stop: Sequence[str] = ()
     max_tokens: int | None = None
+    limit: str = ""
 
     @property
     def prompt_tokens(self) -> int:
@@ -69,6 +71,8 @@ def parse_completion(body: bytes) -> ChatRequest:
     """Check a body in the old shape, whose prompt is one message of a user. Raises InvalidRequest likewise."""
     fields = _checked(body, _COMPLETION_CHECKS)
     prompt = _required(fields, "prompt", "")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise InvalidRequest("`prompt` is blank", param="prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str):
@@ -101,12 +105,18 @@ def _request(fields: Mapping[str, Any], messages: Sequence[Message], honoured: S
         end_user=fields.get("safety_identifier") or fields.get("user") or "",
         user=fields.get("user") or "",
         metadata=fields.get("metadata") or {},
-        ignored=[name for name, value in fields.items() if name not in honoured and value is not None],
+        ignored=[name for name, value in fields.items() if name not in honoured and not _asks_nothing(value)],
         digest=_digest(fields),
         n=fields.get("n") or 1,
         stop=tuple(filter(None, [stop] if isinstance(stop, str) else stop)),
-        max_tokens=fields.get("max_completion_tokens") or fields.get("max_tokens"),
+        limit=next((name for name in LIMITS if name in honoured and fields.get(name) is not None), ""),
+        max_tokens=next((fields[name] for name in LIMITS if name in honoured and fields.get(name) is not None), None),
     )
+
+
+def _asks_nothing(value: Any) -> bool:
+    """Whether a value says of its field that it is not used."""
+    return value is None or value is False or value in ([], {}, ["text"], {"type": "text"}, "none")
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -241,6 +251,7 @@ _CHECKS: Mapping[str, Check] = {
 
 _COMPLETION_CHECKS: Mapping[str, Check] = {**_CHECKS, "logprobs": _integer(0, 5)}  # it was a number then
 
+LIMITS = ("max_completion_tokens", "max_tokens")
 _HONOURED = {"model", "stream", "stream_options", "user", "safety_identifier", "metadata", "n", "stop", "max_tokens"}
 HONOURED = frozenset({*_HONOURED, "messages", "max_completion_tokens"})
 HONOURED_IN_COMPLETIONS = frozenset({*_HONOURED, "prompt"})
@@ -252,7 +263,7 @@ def _refuse(fields: Mapping[str, Any]) -> None:
     modalities = fields.get("modalities") or []
     choice = fields.get("tool_choice")
     wanted = {
-        "logprobs": fields.get("logprobs") not in (None, False),
+        "logprobs": fields.get("logprobs") is not None and fields["logprobs"] is not False,
         "echo": fields.get("echo") is True,
         "top_logprobs": fields.get("top_logprobs") is not None,
         "audio": fields.get("audio") is not None,

@@ -10,6 +10,7 @@ from pyrate_limiter import GCRA, Duration, InMemoryStateStore, Rate, RedisStateS
 
 from proxy.telemetry import log
 
+LEFT_ALONE = 5.0  # seconds that a shared counter which failed is not asked again
 DEADLINE = 0.5  # seconds that a shared counter may take; then this process goes by its own
 
 
@@ -30,16 +31,18 @@ class Rates:
         self._own: dict[str, StateStore] = {}
         self._common: dict[str, StateStore] = {}
         self._lost = False
+        self._lost_until = 0.0
 
     async def wait(self, name: str, per_minute: int) -> float:
         """Count one request. Returns the seconds until it may be made again, 0 if it may be made now."""
         now = round(self._clock() * 1000)
-        if self._redis is not None:
+        if self._redis is not None and time.monotonic() >= self._lost_until:
             counter = self._common.setdefault(name, RedisStateStore(self._redis, f"{self._prefix}rate:{name}"))
             try:
                 async with asyncio.timeout(DEADLINE):
                     seconds = await _spent(counter, per_minute, now)
             except Exception as fault:  # noqa: BLE001 - whatever the driver says: requests are answered all the same
+                self._lost_until = time.monotonic() + LEFT_ALONE
                 self._tell("rates are counted by each process", lost=True, why=type(fault).__name__)
             else:
                 self._tell("rates are shared again", lost=False)

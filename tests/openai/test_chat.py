@@ -89,3 +89,18 @@ async def test_a_repeated_request_hears_all_its_choices(doors: Doors) -> None:
 
     assert texts(await first) == texts(await second) == ["one reply", "other reply"]
     assert len(doors.bot.turns) == 2
+
+
+async def test_a_repeated_request_is_told_what_had_ended_already(doors: Doors) -> None:
+    """Of several choices one may have ended when the request is repeated: it is not asked for again."""
+    cue(doors, "one reply", "other reply")
+    doors.bot.cues[1].wait = gate = asyncio.Event()
+    body = b'{"model": "shop", "n": 2, "messages": [{"role": "user", "content": "hi"}]}'
+    first = asyncio.create_task(doors.send(body, authorization="Bearer sk-all"))
+    await asyncio.sleep(0.02)
+    second = asyncio.create_task(doors.send(body, authorization="Bearer sk-all", x_stainless_retry_count="1"))
+    await asyncio.sleep(0.02)
+    gate.set()
+
+    assert (await first).json()["choices"] == (await second).json()["choices"]
+    assert len(doors.bot.turns) == 2

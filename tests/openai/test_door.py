@@ -145,7 +145,7 @@ async def test_a_reply_may_be_cut_by_tokens() -> None:
     assert cut.json()["choices"][0]["message"]["content"] == "one "
     assert (cut.json()["choices"][0]["finish_reason"], "x-parley-ignored" in cut.headers) == ("length", False)
     assert whole.json()["choices"][0]["message"]["content"] == "one two three"
-    assert whole.headers["x-parley-ignored"] == "max_tokens"
+    assert whole.headers["x-parley-ignored"] == "max_completion_tokens"
 
 
 async def test_a_strict_bot_ignores_nothing() -> None:
@@ -159,3 +159,13 @@ async def test_a_strict_bot_ignores_nothing() -> None:
         "unsupported_parameter",
     )
     assert (await asked(strict, temperature=None, stop="x", n=1, metadata={"plan": "gold"})).status_code == 200
+
+
+async def test_choices_need_room() -> None:
+    """More choices than a bot takes at a time, or than `recap: refuse` has conversations for, are refused."""
+    small = await asked(ModelOptions(vendor="scripted", max_concurrency=1, queue=0), n=2)
+    chat = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    alone = await asked(ModelOptions(vendor="scripted", recap="refuse"), n=2, messages=chat)
+
+    for refused in (small, alone):
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")

@@ -145,12 +145,12 @@ def test_what_cannot_be_honoured_is_listed() -> None:
         "temperature": 0.5,
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "tool_choice": "auto",
-        "modalities": ["text"],
         "response_format": {"type": "json_object"},
         "chat_id": "x",
     }
+    unused = {"modalities": ["text"], "store": False, "functions": [], "logprobs": False, "function_call": "none"}
 
-    assert parsed(n=1, user="u", stream=False, **fields).ignored == list(fields)
+    assert parsed(n=1, user="u", stream=False, **unused, **fields).ignored == list(fields)
 
 
 def test_what_cuts_a_reply() -> None:
@@ -172,7 +172,8 @@ def test_the_old_shape_is_one_message(prompt: object) -> None:
     request = completion(prompt=prompt, max_tokens=5, suffix="s", best_of=1, logprobs=None, echo=False)
 
     assert request.messages == [Message("user", "hello")]
-    assert (request.max_tokens, request.ignored) == (5, ["suffix", "best_of", "echo"])
+    assert completion(max_completion_tokens=5).ignored == ["max_completion_tokens"]
+    assert (request.max_tokens, request.ignored) == (5, ["suffix", "best_of"])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,9 @@ def test_the_old_shape_is_one_message(prompt: object) -> None:
         ({"prompt": [1, 2]}, "prompt", "unsupported_value"),
         ({"prompt": {}}, "prompt", "unsupported_value"),
         ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"prompt": " "}, "prompt", "invalid_value"),
         ({"logprobs": 2}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
         ({"logprobs": "2"}, "logprobs", "invalid_type"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"model": None}, "model", "missing_required_parameter"),
