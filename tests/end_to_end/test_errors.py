@@ -691,9 +691,9 @@ async def test_nulls_are_tolerated(failing: Stage, model: str) -> None:
 async def test_ignored_fields_are_listed(failing: Stage) -> None:
     """What is accepted but cannot be honoured is listed in a header, unknown extras too, strange names apart."""
     fields = {
-        "temperature": 0.5, "top_p": 1, "seed": 7, "store": True, "logit_bias": {}, "parallel_tool_calls": False,
+        "temperature": 0.5, "top_p": 1, "seed": 7, "store": True, "logit_bias": {"5": 1}, "parallel_tool_calls": True,
         "reasoning_effort": "low", "service_tier": "auto", "tools": [NAMED_TOOL], "tool_choice": "auto",
-        "modalities": ["text"], "prediction": {}, "my_extra": 1, "bad name\r\nx-evil: 1": 1, "\u00e9": 1,
+        "prediction": {"type": "content"}, "my_extra": 1, "bad name\r\nx-evil: 1": 1, "\u00e9": 1,
     }  # fmt: skip
     answer = await call(failing.url, body_with(**fields))
     assert answer.status == 200
@@ -702,7 +702,8 @@ async def test_ignored_fields_are_listed(failing: Stage) -> None:
     assert "x-evil" not in answer.headers
     many = await call(failing.url, body_with(**{f"extra{number}": 1 for number in range(50)}))
     assert len(many.headers["x-parley-ignored"].split(", ")) == 20
-    none = await call(failing.url, body_with(n=1, stream=False, user="me", metadata={}))
+    unused = {"modalities": ["text"], "store": False, "tools": [], "tool_choice": "none", "logit_bias": {}}
+    none = await call(failing.url, body_with(n=1, stream=False, user="me", metadata={}, **unused))
     assert "x-parley-ignored" not in none.headers
 
 
