@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import re
 import subprocess
 import sys
@@ -295,17 +296,35 @@ def test_no_file_names_a_registry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "extras"), [("requirements.lock", ("redis", "build")), ("requirements-test.lock", ("test",))]
+    ("file", "extras"),
+    [
+        ("requirements.lock", ("redis", "build")),
+        ("requirements-test.lock", ("test",)),
+        ("tests/suites/node.lock", ()),
+        ("tests/suites/openai2.lock", ()),
+    ],
 )
 def test_a_lock_is_hashed(file: str, extras: tuple[str, ...]) -> None:
     """Every line of a lock pins one version with hashes, and nothing that the project asks for is missing."""
     entries = re.split(r"\n(?=[a-z])", (ROOT / file).read_text(encoding="utf-8"))[1:]
     locked = {canonicalize_name(entry.partition("==")[0]) for entry in entries}
-    asked = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    asked = [
+        *(PROJECT["dependencies"] if extras else ()),
+        *(line for extra in extras for line in PROJECT["optional-dependencies"][extra]),
+    ]
     wanted = {canonicalize_name(Requirement(line).name) for line in asked}
 
     assert [entry for entry in entries if not re.match(r"[\w.-]+==[\w.]+( ; .*)? \\\n    --hash=sha256:", entry)] == []
     assert wanted - locked - {"parley-proxy"} == set()
+
+
+def test_node_packages_are_hashed() -> None:
+    """Every package of the Node suites is pinned with its hash, and by no address."""
+    lock = json.loads((ROOT / "tests" / "suites" / "package-lock.json").read_text(encoding="utf-8"))
+    packages = {name: package for name, package in lock["packages"].items() if name}
+
+    assert packages
+    assert [name for name, package in packages.items() if "integrity" not in package or "resolved" in package] == []
 
 
 def test_the_readme_can_be_followed() -> None:
