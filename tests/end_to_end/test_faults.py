@@ -31,10 +31,10 @@ WAYS: Mapping[str, Way] = {"plain": raw_plain, "stream": raw_stream}
 OPENERS = ("askhandle", "misterturing", "newoaks")  # the others open with the first message
 LIMIT = 200_000
 PATIENT = {"connect_timeout": 10, "first_byte_timeout": 20, "idle_timeout": 20, "timeout": 40, "poll_timeout": 20}
-HASTY = {"connect_timeout": 0.5, "first_byte_timeout": 0.5, "idle_timeout": 0.5, "timeout": 0.9, "poll_timeout": 5}
+HASTY = {"connect_timeout": 1.2, "first_byte_timeout": 1.2, "idle_timeout": 1.2, "timeout": 2.2, "poll_timeout": 5}
 POLLED = {**HASTY, "timeout": 20}
 PROMPTLY = 8.0  # seconds for what takes none, on a busy machine; far from PATIENT's
-HASTILY = 4.0  # seconds until a deadline of HASTY's was noticed at the latest, on a busy machine
+HASTILY = 6.0  # seconds until a deadline of HASTY's was noticed at the latest, on a busy machine
 
 
 @dataclass(frozen=True)
