@@ -5,7 +5,7 @@ stands for (its *head*). Matching goes in stages, best first; each names the lab
 the entries found there fit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import groupby, islice
@@ -70,11 +70,13 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One tier of matching: where to look, and how many messages each of these heads covers where it is not all."""
+    """One tier of matching: where to look, how many messages each of these heads covers where it is not all, and
+    which of the entries found there fit where not all do."""
 
     reason: str
     labels: Sequence[str]
     covers: Sequence[int] = ()
+    fits: Callable[[Parked], bool] = lambda parked: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,8 @@ class Conversation:
         self._last = self._entries[-1] if self._entries else None
         self.before = chain.head_of(self._entries[:-1])
         self._head = chain.head_of(self._entries[-1:], self.before)
-        self.asked = chain.head(chat.turn, self._head)
+        self._turn = tuple(canonical(chat.turn))
+        self.asked = chain.head_of(self._turn, self._head)
 
     def stages(self) -> Iterator[Stage]:
         """The tiers to be tried, best first; what a later one needs is computed only when it is reached."""
@@ -124,13 +127,19 @@ class Conversation:
 
     def _tolerant(self, last: Canonical) -> Iterator[Stage]:
         if not last.calls and not last.attachments and last.text.count(" "):
-            yield Stage("interrupted", [_open_ended(self.before, last.text)])
-        if self._terms.scoped:
-            question = _question(self._entries)
-            if question is not None and len(self._entries[question].text) >= SHORTEST_CONTAINED:
-                yield Stage("contained", [self._around(question, self._entries)])
-            if len(self._entries) <= WINDOW:
-                yield Stage("window", [self._exchange(self._entries)])
+            label = _open_ended(self.before, last.text)
+            yield Stage("interrupted", [label], fits=lambda parked: parked.marks.get("reply", "").startswith(last.text))
+        if not self._terms.scoped:
+            return
+        question = _question(self._entries)
+        if question is not None and len(asked := self._entries[question].text) >= SHORTEST_CONTAINED:
+            label = self._around(question, self._entries)
+            yield Stage("contained", [label], fits=lambda parked: asked in parked.marks.get("sent", ""))
+        if len(self._entries) <= WINDOW:
+            kept = self._chain.digests(self._entries)
+            step = len(kept) // len(self._entries)
+            label = self._exchange(self._entries)
+            yield Stage("window", [label], fits=lambda parked: _is_only_end(parked.marks.get("window", ""), kept, step))
 
     def matches(self, stage: Stage, found: Sequence[Parked], now: float) -> Iterator[Continuation]:
         """The entries that may be taken, best first, each with what it makes of the request."""
@@ -146,8 +155,7 @@ class Conversation:
         if len(found) > PER_HEAD:  # not all of those that might be meant were found
             self.ambiguous = True
             return
-        fits = {"interrupted": self._is_cut_short, "contained": self._is_contained, "window": self._is_windowed}
-        fresh = [parked for parked in fresh if fits[stage.reason](parked)]
+        fresh = [parked for parked in fresh if stage.fits(parked)]
         if len({parked.labels[0] for parked in fresh}) > 1:  # it may have been any of several
             self.ambiguous = True
             return
@@ -207,7 +215,7 @@ class Conversation:
             labels.append(_open_ended(self.asked, said[0].text))
             marks["reply"] = _beginning(said[0].text, LONGEST_REPLY)
             if self._terms.scoped:
-                self._describe((*self._entries, *canonical(self.chat.turn), *said), labels, marks)
+                self._describe((*self._entries, *self._turn, *said), labels, marks)
         ttl = 2 * self._terms.idle_ttl  # beyond its time it is still known to have been there
         return Parked(uuid4().hex, handle, labels, marks, spoken_at=now, ttl=ttl)
 
@@ -237,28 +245,18 @@ class Conversation:
     def _is_primed_otherwise(self, parked: Parked) -> bool:
         return self._terms.scoped and parked.marks.get("priming") != self._priming
 
-    def _is_cut_short(self, parked: Parked) -> bool:
-        """Whether the client's last assistant message is the beginning of the reply that this entry ends in."""
-        return self._last is not None and parked.marks.get("reply", "").startswith(self._last.text)
-
-    def _is_contained(self, parked: Parked) -> bool:
-        """Whether the client's last user message is part of what was sent for it."""
-        question = _question(self._entries)
-        return question is not None and self._entries[question].text in parked.marks.get("sent", "")
-
-    def _is_windowed(self, parked: Parked) -> bool:
-        """Whether the client's history is the end of what this entry stands for, and not an earlier part as well.
-
-        Else it may be the history of a reply that is wanted anew, or edited, further up.
-        """
-        whole, kept = parked.marks.get("window", ""), self._chain.digests(self._entries)
-        places = range(0, len(whole) - len(kept), len(kept) // len(self._entries))
-        return whole.endswith(kept) and not any(whole.startswith(kept, place) for place in places)
-
 
 def _question(entries: Sequence[Canonical]) -> int | None:
     """The place of the last user message."""
     return max((i for i, entry in enumerate(entries) if entry.role == "user"), default=None)
+
+
+def _is_only_end(whole: str, kept: str, step: int) -> bool:
+    """Whether the kept digests, of `step` characters each, are the end of the whole ones and no earlier part as well.
+
+    Else it may be the history of a reply that is wanted anew, or edited, further up.
+    """
+    return whole.endswith(kept) and not any(whole.startswith(kept, at) for at in range(0, len(whole) - len(kept), step))
 
 
 def _beginning(text: str, size: int) -> str:
