@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = command(_serve, "the proxy, as its configuration says", "config", "address")
     serve.add_argument("--workers", type=_count, default=1, metavar="N", help="processes (default: 1)")
     check = command(_check, "look for faults in the configuration, and show what it makes", "config")
-    check.add_argument("--live", action="store_true", help="also send each bot a message")
+    check.add_argument("--live", action="store_true", help="also reach the store, and send each bot a message")
     command(_models, "the models of the configuration", "config")
     chat = command(_chat, "talk to a bot in this terminal, and see how each reply was continued", "config")
     chat.add_argument("model", metavar="MODEL")

@@ -382,8 +382,6 @@ def is_loopback(host: str) -> bool:
 
 _PLANNED: Mapping[type[Section], Sequence[str]] = {
     Server: ("playground",),
-    Key: (),
-    Conversation: (),
     Responses: ("transcripts",),
     ModelOptions: ("tools",),
 }
@@ -391,10 +389,7 @@ _PLANNED: Mapping[type[Section], Sequence[str]] = {
 
 def without_effect(config: Config) -> Iterator[str]:
     """The keys that were set to something else than their default, but that nothing in this version looks at."""
-    parts: list[tuple[str, Section]] = [
-        (name, getattr(config, name)) for name in ("server", "conversation", "responses")
-    ]
-    parts += [(f"keys[{index}]", key) for index, key in enumerate(config.keys)]
+    parts: list[tuple[str, Section]] = [("server", config.server), ("responses", config.responses)]
     parts += [(f"models.{name}", bot) for name, bot in config.models.items()]
     for place, part in parts:
         for name in next(names for kind, names in _PLANNED.items() if isinstance(part, kind)):

@@ -94,12 +94,8 @@ class Chain:
             head = self._digest(head, _encoded(entry))
             yield head
 
-    def head(self, messages: Iterable[Message], start: bytes | None = None) -> bytes:
-        """The digest after the last of the messages."""
-        return self.head_of(canonical(messages), start)
-
     def head_of(self, entries: Iterable[Canonical], start: bytes | None = None) -> bytes:
-        """The same for messages in canonical form."""
+        """The digest after the last of the messages."""
         head = self.start if start is None else start
         for entry in entries:
             head = self._digest(head, _encoded(entry))

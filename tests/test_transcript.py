@@ -27,7 +27,7 @@ CHAIN = Chain(b"key", b"partition")
 
 
 def head(*messages: Message) -> bytes:
-    return CHAIN.head(messages)
+    return CHAIN.head_of(canonical(messages))
 
 
 SAME = [
@@ -116,17 +116,17 @@ def test_the_same_words_in_another_order_of_roles_differ() -> None:
 
 def test_heads_continue_where_a_chain_was_left() -> None:
     """A chain may be continued from any of its heads."""
-    messages = [user("a"), bot("b"), user("c"), bot("d")]
-    halfway = CHAIN.head(messages[:2])
+    entries = list(canonical([user("a"), bot("b"), user("c"), bot("d")]))
+    halfway = CHAIN.head_of(entries[:2])
 
-    assert CHAIN.head(messages[2:], halfway) == CHAIN.head(messages)
-    assert list(CHAIN.heads(canonical(messages)))[1] == halfway
+    assert CHAIN.head_of(entries[2:], halfway) == CHAIN.head_of(entries)
+    assert list(CHAIN.heads(entries))[1] == halfway
 
 
 @pytest.mark.parametrize("other", [Chain(b"other", b"partition"), Chain(b"key", b"other")])
 def test_heads_differ_by_key_and_partition(other: Chain) -> None:
     """A head says nothing under another key or in another partition."""
-    assert other.head([user("a")]) != head(user("a"))
+    assert other.head_of(canonical([user("a")])) != head(user("a"))
 
 
 @given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))

@@ -78,9 +78,10 @@ class Door:
                 known["reply"] = "\n".join(reply.text for reply in replies)
 
     async def _replies(self, model: Model, ask: Ask, n: int) -> Sequence[Reply]:
+        if n == 1:
+            return [await self.relay.ask(model, ask)]
         options = model.options
-        told = any(message.role == "assistant" for message in ask.messages)
-        if n > 1 and options.recap == "refuse" and told:
+        if options.recap == "refuse" and any(message.role == "assistant" for message in ask.messages):
             alone = (
                 "This bot can go on in one conversation only, as its configuration says `recap: refuse`: leave `n` out"
             )

@@ -97,6 +97,7 @@ def _checked(body: bytes, checks: Mapping[str, Check]) -> dict[str, Any]:
 
 def _request(fields: Mapping[str, Any], messages: Sequence[Message], honoured: Set[str]) -> ChatRequest:
     stop = fields.get("stop") or ()
+    limit = next((name for name in LIMITS if name in honoured and fields.get(name) is not None), "")
     return ChatRequest(
         model=_required(fields, "model", ""),
         messages=messages,
@@ -109,8 +110,8 @@ def _request(fields: Mapping[str, Any], messages: Sequence[Message], honoured: S
         digest=_digest(fields),
         n=fields.get("n") or 1,
         stop=tuple(filter(None, [stop] if isinstance(stop, str) else stop)),
-        limit=next((name for name in LIMITS if name in honoured and fields.get(name) is not None), ""),
-        max_tokens=next((fields[name] for name in LIMITS if name in honoured and fields.get(name) is not None), None),
+        max_tokens=fields[limit] if limit else None,
+        limit=limit,
     )
 
 
@@ -263,7 +264,7 @@ def _refuse(fields: Mapping[str, Any]) -> None:
     modalities = fields.get("modalities") or []
     choice = fields.get("tool_choice")
     wanted = {
-        "logprobs": fields.get("logprobs") is not None and fields["logprobs"] is not False,
+        "logprobs": not _asks_nothing(fields.get("logprobs")),
         "echo": fields.get("echo") is True,
         "top_logprobs": fields.get("top_logprobs") is not None,
         "audio": fields.get("audio") is not None,

@@ -30,8 +30,7 @@ class Rates:
         self._clock = clock
         self._own: dict[str, StateStore] = {}
         self._common: dict[str, StateStore] = {}
-        self._lost = False
-        self._lost_until = 0.0
+        self._lost_until = 0.0  # on the monotonic clock; 0: all is well
 
     async def wait(self, name: str, per_minute: int) -> float:
         """Count one request. Returns the seconds until it may be made again, 0 if it may be made now."""
@@ -42,10 +41,13 @@ class Rates:
                 async with asyncio.timeout(DEADLINE):
                     seconds = await _spent(counter, per_minute, now)
             except Exception as fault:  # noqa: BLE001 - whatever the driver says: requests are answered all the same
+                if not self._lost_until:
+                    log.warning("rates are counted by each process", extra={"parley": {"why": type(fault).__name__}})
                 self._lost_until = time.monotonic() + LEFT_ALONE
-                self._tell("rates are counted by each process", lost=True, why=type(fault).__name__)
             else:
-                self._tell("rates are shared again", lost=False)
+                if self._lost_until:
+                    log.warning("rates are shared again")
+                self._lost_until = 0.0
                 return seconds
         own = self._own.setdefault(name, InMemoryStateStore())
         return await _spent(own, max(1, per_minute // self._share), now)
@@ -54,11 +56,6 @@ class Rates:
         """Let go of the connections."""
         if self._redis is not None:
             await self._redis.aclose()
-
-    def _tell(self, event: str, *, lost: bool, **more: object) -> None:
-        if lost != self._lost:
-            self._lost = lost
-            log.warning(event, extra={"parley": more})
 
 
 async def _spent(counter: StateStore, per_minute: int, now: int) -> float:
