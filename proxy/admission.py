@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from proxy.errors import BotResting, RateLimited, VendorError, VendorFailed, VendorTimeout, VendorUnavailable
+from proxy.messages import BotLoad
 from proxy.telemetry import log
 
 RETRY_AFTER = 1.0  # seconds that a client is told to wait when the line is full
@@ -32,13 +33,18 @@ class Admission:
         self._name = name
         self._slots = asyncio.Semaphore(concurrency)
         self._queue = queue
-        self._waiting = 0
+        self._running = self._waiting = 0
         self._limit = failures
         self._pause = pause
         self._clock = clock
         self._failures = 0
         self._closed_until = 0.0
         self._trying = False
+
+    @property
+    def load(self) -> BotLoad:
+        """What goes on here now. A bot rests until a turn that tried it has shown that it answers again."""
+        return BotLoad(self._name, self._running, self._waiting, self._is_closed)
 
     @asynccontextmanager
     async def entered(self, *, sibling: bool = False) -> AsyncIterator[None]:
@@ -55,10 +61,12 @@ class Admission:
             await self._slots.acquire()
         finally:
             self._waiting -= 1
+        self._running += 1
         try:
             async with self._watched(sibling):
                 yield
         finally:
+            self._running -= 1
             self._slots.release()
 
     @asynccontextmanager

@@ -35,6 +35,8 @@ from proxy.vendors import load
 if TYPE_CHECKING:
     from proxy.metrics import Metrics
 
+LOOKED = 1.0  # seconds after which a worker looks again at what it is doing, for the metrics of all
+
 EXPOSED_HEADERS = [
     "x-request-id",
     "openai-processing-ms",
@@ -76,8 +78,11 @@ def assemble(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await asyncio.gather(*(_start(name, bot) for name, bot in bots.items()))
+        looking = asyncio.create_task(_keep_looking(metrics, relay)) if metrics is not None and metrics.shared else None
         yield
         await relay.drain(config.server.shutdown_grace)
+        if looking is not None:
+            looking.cancel()
         for bot in bots.values():
             await bot.aclose()
         await store.aclose()
@@ -85,7 +90,7 @@ def assemble(
             await rates.aclose()
 
     app = Starlette(
-        routes=[*_probes(relay, store), *_counters(config, metrics), _doors(config, relay, models, rates)],
+        routes=[*_probes(relay, store), *_counters(config, metrics, relay), _doors(config, relay, models, rates)],
         middleware=_middleware(config, relay),
         exception_handlers={HTTPException: _pass_on, ProxyError: _pass_on},
         lifespan=lifespan,
@@ -171,11 +176,19 @@ def _metrics(config: Config) -> "Metrics | None":
     return Metrics()
 
 
-def _counters(config: Config, metrics: "Metrics | None") -> list[Route]:
+async def _keep_looking(metrics: "Metrics", relay: Relay) -> None:
+    """Any worker may be asked what all of them are doing."""
+    while True:
+        metrics.look(relay.loads())
+        await asyncio.sleep(LOOKED)
+
+
+def _counters(config: Config, metrics: "Metrics | None", relay: Relay) -> list[Route]:
     if metrics is None:
         return []
 
     async def tell(request: Request) -> Response:
+        metrics.look(relay.loads())
         return Response(metrics.text(), headers={"content-type": metrics.content_type})
 
     keyed = [] if is_loopback(config.server.host) else [Middleware(Authenticate, keys=_keys(config))]

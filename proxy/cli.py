@@ -21,7 +21,7 @@ from proxy.config import Config, ConfigError, Key, ModelOptions, check_exposure,
 from proxy.errors import ProxyError
 from proxy.messages import Delta, Message, Turn
 from proxy.ports import ConversationStore
-from proxy.server import LOOPBACK, AddressTaken, Backstage, Server, Worker, address, listen
+from proxy.server import LOOPBACK, AddressTaken, Backstage, Server, Worker, address, listen, raise_file_limit
 from proxy.simulator import Simulator
 from proxy.stores import open_store
 from proxy.telemetry import start_logging
@@ -153,6 +153,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     if arguments.workers > 1:
         _check_shareable(config)
     start_logging(plain=config.server.log.format == "text")
+    raise_file_limit()
     with listen(host, config.server.port if arguments.port is None else arguments.port) as listener:
         announce = functools.partial(_announce, listener)
         if arguments.workers > 1:

@@ -146,6 +146,16 @@ class Parked:
     ttl: float
 
 
+@dataclass(frozen=True, slots=True)
+class BotLoad:
+    """What goes on at one bot now: turns that it is answering, turns in line, and whether it is left alone."""
+
+    model: str
+    running: int
+    waiting: int
+    resting: bool
+
+
 @dataclass(slots=True)
 class TurnRecord:
     """One turn at one bot, filled in while it runs. Times are seconds of a monotonic clock.

@@ -1,12 +1,15 @@
 """Counters of turns for Prometheus. With several workers any of them tells the sum of all, from files they share."""
 
+import asyncio
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from proxy.messages import TurnRecord
+from proxy.messages import BotLoad, TurnRecord
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # set before this module is imported: the folder of the files workers share
 
@@ -38,6 +41,29 @@ class Metrics:
             "parley_turn_seconds", "Until a turn's end", ("model",), registry=registry, buckets=SECONDS
         )
 
+        self._running = self._gauge("parley_turns_running", "Turns that a bot is answering", "model")
+        self._waiting = self._gauge("parley_turns_waiting", "Turns in line for a bot", "model")
+        self._resting = self._gauge("parley_bot_resting", "1 while a bot that kept failing is left alone", "model")
+        self._tasks = self._gauge("parley_tasks", "Tasks of the event loop")
+        if not self.shared:
+            ProcessCollector(registry=registry)  # memory, processor time and files, where the system tells
+
+    def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
+        return Gauge(name, about, labels, registry=self._registry, multiprocess_mode="livesum")
+
+    @property
+    def shared(self) -> bool:
+        """Whether this process is one of several, which must look themselves for the others to tell."""
+        return SHARED in os.environ
+
+    def look(self, loads: Iterable[BotLoad]) -> None:
+        """Set what is told of this moment."""
+        for load in loads:
+            self._running.labels(load.model).set(load.running)
+            self._waiting.labels(load.model).set(load.waiting)
+            self._resting.labels(load.model).set(load.resting)
+        self._tasks.set(len(asyncio.all_tasks()))
+
     def __call__(self, record: TurnRecord) -> None:
         """Count one turn that has ended."""
         self._turns.labels(record.model, record.how, record.reason, record.outcome).inc()
@@ -54,6 +80,17 @@ class Metrics:
         folder = os.environ.get(SHARED)
         if folder is None or not Path(folder).is_dir():
             return generate_latest(self._registry)
+        for file in Path(folder).glob("gauge_live*.db"):
+            _forget_dead(int(file.stem.rpartition("_")[2]), folder)
         shared = CollectorRegistry()
         MultiProcessCollector(shared, path=folder)  # type: ignore[no-untyped-call] # its library has left it out
         return generate_latest(shared)
+
+
+def _forget_dead(pid: int, folder: str) -> None:
+    """What a worker that died was doing is not going on any more."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        with suppress(FileNotFoundError):  # another worker was quicker
+            mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from proxy.errors import (
     StoreUnavailable,
     VendorFailed,
 )
-from proxy.messages import Ask, Delta, Event, Message, Turn, TurnRecord
+from proxy.messages import Ask, BotLoad, Delta, Event, Message, Turn, TurnRecord
 from proxy.ports import Bot, ConversationStore
 from proxy.reply import Replies, Reply, Said
 from proxy.seats import Seats
@@ -110,6 +110,10 @@ class Relay:
                 pause=options.breaker.pause,
             )
         return self._admissions[model.name]
+
+    def loads(self) -> Sequence[BotLoad]:
+        """What goes on at every bot that was asked so far."""
+        return [admission.load for admission in self._admissions.values()]
 
     async def drain(self, grace: float) -> None:
         """Take no new asks; wait for the running replies to end, stop what has not after `grace` seconds."""

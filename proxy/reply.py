@@ -12,7 +12,7 @@ from math import inf
 from types import TracebackType
 from typing import Self
 
-from proxy.errors import InvalidRequest, ShuttingDown
+from proxy.errors import InvalidRequest, RateLimited, ShuttingDown
 from proxy.messages import Ask, Delta, Finish, Parked, TurnRecord
 
 Said = Delta | Finish
@@ -21,6 +21,7 @@ REMEMBERED = 60.0  # seconds after its end that a reply which nobody heard waits
 MOST_REMEMBERED = 100  # such replies, and
 LONGEST_REMEMBERED = 256 * 1024  # characters of one
 MOST_KEYS = 10_000  # idempotency keys
+MOST_LISTENERS = 32  # to one reply: a client that asks again and again leaves its line each time
 
 
 class ListenerLeft(Exception):
@@ -61,6 +62,11 @@ class Reply:
     def stopping(self) -> bool:
         """Whether the vendor is being hung up on."""
         return self.ended.cancelling() > 0
+
+    @property
+    def crowded(self) -> bool:
+        """Whether nobody else is to listen."""
+        return len(self._listeners) >= MOST_LISTENERS
 
     @property
     def complete(self) -> bool:
@@ -217,7 +223,8 @@ class Replies:
     def to(self, ask: Ask, asked: bytes) -> Reply | None:
         """The reply to an ask that is made once more: it runs, or has ended unheard.
 
-        Raises InvalidRequest for an idempotency key that is remembered with another body.
+        Raises InvalidRequest for an idempotency key that is remembered with another body, RateLimited for a reply that
+        has all the listeners it may have.
         """
         now = asyncio.get_running_loop().time()
         body, until = self._keys.get((ask.tenant, ask.idempotency_key), (ask.body, 0.0))
@@ -231,6 +238,9 @@ class Replies:
                 continue
             theirs, ours = reply.ask.idempotency_key, ask.idempotency_key
             if ours == theirs != "" or (ask.repeated and not (ours and theirs)):
+                if reply.crowded:
+                    crowd = "Too many requests are waiting for this one reply: hang up before asking again"
+                    raise RateLimited(crowd, code="bot_busy", retry_after=1)
                 return reply
         return None
 

@@ -109,6 +109,15 @@ class Backstage(uvicorn.Server):
             await serving
 
 
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may: each stream takes two, and the usual limit is for 500 of them."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource  # noqa: PLC0415 - not on every system
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 picks a free one. An address that cannot be had is the user's to change."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from proxy.errors import (
     VendorUnavailable,
 )
 from proxy.messages import Ask, Delta, Finish, Message, Parked, Usage
-from proxy.reply import MOST_REMEMBERED, Reply
+from proxy.reply import MOST_LISTENERS, MOST_REMEMBERED, Reply
 from proxy.stores.memory import MemoryStore
 from tests.scripted import Cue, House, hear, user
 
@@ -524,6 +525,22 @@ async def test_a_repeated_request_hears_the_first_reply(
     with again.listen() as listener:
         assert await hear(listener) == [Delta("one "), *([Delta("reply"), Finish()] if leave else [])] or not same
     assert len(house.bot.turns) == (1 if same else 2) or not again.ended.done()
+
+
+async def test_one_reply_has_so_many_listeners() -> None:
+    """Who asks once more for a reply that a crowd listens to already is told to wait; who leaves makes room."""
+    house, gate = House(), asyncio.Event()
+    house.bot.cues.append(Cue(wait=gate))
+    reply = await house.ask(user("a"), body=b"1")
+    with ExitStack() as crowd:
+        for _ in range(MOST_LISTENERS):
+            crowd.enter_context((await house.ask(user("a"), body=b"1", repeated=True)).listen())
+        with pytest.raises(RateLimited) as refused:
+            await house.ask(user("a"), body=b"1", repeated=True)
+        assert refused.value.code == "bot_busy"
+    assert await house.ask(user("a"), body=b"1", repeated=True) is reply
+    gate.set()
+    await reply.ended
 
 
 async def test_another_body_is_another_request() -> None:

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from proxy.server import AddressTaken, Backstage, Server, Worker, address, listen
+from proxy.server import AddressTaken, Backstage, Server, Worker, address, listen, raise_file_limit
 from proxy.workers import DRAIN, HANG_UP, READY
 
 
@@ -32,6 +32,18 @@ def test_an_address_that_cannot_be_had(host: str, port: int | None) -> None:
     """A taken port, another machine's address and a name of nobody are told as such, with what to try."""
     with listen("127.0.0.1", 0) as taken, pytest.raises(AddressTaken, match="try another --port"):
         listen(host, taken.getsockname()[1] if port is None else port)
+
+
+def test_a_process_may_open_what_its_system_allows() -> None:
+    """The soft limit of open files goes up to the hard one."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_start_that_fails_is_not_announced() -> None:
