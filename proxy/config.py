@@ -240,6 +240,15 @@ class Config(Section):
     responses: Responses = Responses()
     models: dict[Name, Annotated[ModelOptions, BeforeValidator(_of_its_vendor)]] = Field(default={}, min_length=1)
 
+    @field_validator("store")
+    @classmethod
+    def _usable(cls, url: str) -> str:
+        try:
+            _ = urlsplit(url).port
+        except ValueError:
+            raise ValueError(_STORE) from None
+        return url
+
     @field_validator("keys")
     @classmethod
     def _one_rate_a_name(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
@@ -366,10 +375,18 @@ def _filled(value: Any, at: Place, environ: Mapping[str, str], unset: list[Fault
         return found[0]
 
     if isinstance(value, dict):
-        return {key: _filled(part, (*at, key), environ, unset) for key, part in value.items()}
+        return {_whole(key, at, unset): _filled(part, (*at, key), environ, unset) for key, part in value.items()}
     if isinstance(value, list):
         return [_filled(part, (*at, index), environ, unset) for index, part in enumerate(value)]
-    return _VARIABLE.sub(variable, value) if isinstance(value, str) else value
+    return _whole(_VARIABLE.sub(variable, value), at, unset) if isinstance(value, str) else value
+
+
+def _whole(text: Any, at: Place, faults: list[Fault]) -> Any:
+    """What can be sent and compared: escapes in the file, and variables that are not UTF-8, may be half a character."""
+    if not isinstance(text, str) or (whole := text.encode(errors="replace").decode()) == text:
+        return text
+    faults.append((at, "holds half a character (a surrogate), or bytes that are not UTF-8"))
+    return whole
 
 
 def is_loopback(host: str) -> bool:

@@ -3,11 +3,11 @@
 import asyncio
 import re
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from secrets import token_bytes
 
 from proxy.admission import Admission
@@ -21,9 +21,9 @@ from proxy.errors import (
     StoreUnavailable,
     VendorFailed,
 )
-from proxy.messages import Ask, BotLoad, Delta, Event, Message, Turn, TurnRecord
+from proxy.messages import Ask, BotLoad, Event, Message, Turn, TurnRecord
 from proxy.ports import Bot, ConversationStore
-from proxy.reply import Replies, Reply, Said
+from proxy.reply import Replies, Reply
 from proxy.seats import Seats
 from proxy.speech import Speech
 from proxy.telemetry import Sink, log
@@ -86,7 +86,7 @@ class Relay:
         utility = self._is_utility(chat)
         linger = 0 if utility else self._rules.linger
         reply = Reply(ask, conversation.asked, TurnRecord(model.name), linger=linger)
-        reply.speak(self._recorded(self._admitted(model, conversation, turn, reply, utility=utility), reply.record))
+        reply.speak(partial(self._recorded, model, conversation, turn, reply, utility=utility))
         self._replies.add(reply)
         return reply
 
@@ -153,18 +153,16 @@ class Relay:
         newest = chat.turn[-1].text  # whatever its role: some are system messages
         return any(pattern.search(newest) for pattern in self._rules.utility_prompts)
 
-    async def _recorded(self, events: AsyncGenerator[Said, None], record: TurnRecord) -> AsyncGenerator[Said, None]:
-        """Pass events on and keep the record; what no client asked for ends here too, whatever happens."""
+    async def _recorded(
+        self, model: Model, conversation: Conversation, turn: Turn, reply: Reply, *, utility: bool
+    ) -> None:
+        """The whole reply, once the bot may be asked, and its record; what no client asked for ends here too."""
+        record = reply.record
         record.outcome = "left"
         try:
-            async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, Delta):
-                        record.deltas += 1
-                        record.first_delta = record.first_delta or time.monotonic()
-                    else:
-                        record.outcome = "ok"
-                    yield event
+            async with self._admission(model).entered(sibling=reply.ask.choice > 0):
+                await self._spoken(model, conversation, turn, reply, utility=utility)
+            record.outcome = "ok"
         except ProxyError as fault:
             record.outcome = fault.code
             raise
@@ -176,20 +174,9 @@ class Relay:
             record.ended = time.monotonic()
             self._sink(record)
 
-    async def _admitted(
-        self, model: Model, conversation: Conversation, turn: Turn, reply: Reply, *, utility: bool
-    ) -> AsyncGenerator[Said, None]:
-        """The reply, once the bot may be asked."""
-        async with (
-            self._admission(model).entered(sibling=reply.ask.choice > 0),
-            aclosing(self._spoken(model, conversation, turn, reply, utility=utility)) as events,
-        ):
-            async for event in events:
-                yield event
-
     async def _spoken(
         self, model: Model, conversation: Conversation, turn: Turn, reply: Reply, *, utility: bool
-    ) -> AsyncGenerator[Said, None]:
+    ) -> None:
         """From the best conversation there is; from a new one if the vendor has forgotten that."""
         if utility:
             continuation = replace(conversation.rebuilt(""), how="utility")
@@ -198,20 +185,15 @@ class Relay:
         else:
             continuation = await self._seats.take(conversation)
         try:
-            async with aclosing(self._said(model, conversation, turn, continuation, reply)) as events:
-                async for event in events:
-                    yield event
+            await self._said(model, conversation, turn, continuation, reply)
         except ConversationExpired as lost:
             if continuation.parked is None:
                 raise VendorFailed(lost.message, delivered=False) from lost
-            again = conversation.rebuilt("vendor-forgot")
-            async with aclosing(self._said(model, conversation, turn, again, reply)) as events:
-                async for event in events:
-                    yield event
+            await self._said(model, conversation, turn, conversation.rebuilt("vendor-forgot"), reply)
 
     async def _said(
         self, model: Model, conversation: Conversation, plain: Turn, continuation: Continuation, reply: Reply
-    ) -> AsyncGenerator[Said, None]:
+    ) -> None:
         """One try at one vendor conversation, from handing the turn over to parking the handle."""
         continuation, turn = _told(model, plain, continuation)
         record = reply.record
@@ -222,7 +204,7 @@ class Relay:
                 async with aclosing(model.bot.reply(turn)) as events:
                     async for event in events:
                         for said in speech.heard(event):
-                            yield said
+                            reply.say(said)
                         if speech.cut:
                             break
                     # Else no next request will hold this reply.
@@ -242,14 +224,14 @@ class Relay:
                 renamed = record.renamed or continuation.renamed
                 reply.parked = conversation.parked(handle, speech.text, self._clock(), renamed=renamed)
                 record.parked = await self._seats.park(reply.parked)
-        yield finish
+        reply.say(finish)
 
     async def _hear_out(self, events: AsyncGenerator[Event, None], speech: Speech) -> None:
         """Hear a reply that was cut to its end, for the conversation's sake: what was given stands anyway."""
         try:
             async with asyncio.timeout(self._rules.linger):
                 async for event in events:
-                    deque(speech.heard(event), maxlen=0)  # nothing of it goes out
+                    speech.heard(event)  # nothing of it goes out
         except asyncio.CancelledError:  # nobody listens any more, or it is time to go: the finish can still be told
             if task := asyncio.current_task():
                 task.uncancel()

@@ -4,9 +4,9 @@ Heartbeats, clients that leave, repeated requests and draining are questions of 
 """
 
 import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from math import inf
 from types import TracebackType
@@ -49,10 +49,18 @@ class Reply:
         self._listeners: set[Listener] = set()
         self._deadline: asyncio.TimerHandle | None = None
 
-    def speak(self, events: AsyncGenerator[Said, None]) -> None:
-        """Begin, in a task of its own."""
-        self.ended = asyncio.create_task(self._speak(events))
+    def speak(self, speaking: Callable[[], Awaitable[None]]) -> None:
+        """Begin, in a task of its own, which says what is to be said."""
+        self.ended = asyncio.create_task(self._speak(speaking))
         self.ended.add_done_callback(self._end)
+
+    def say(self, said: Said) -> None:
+        """The next piece, or the end; all who listen hear it."""
+        if isinstance(said, Delta):
+            self.record.deltas += 1
+            self.record.first_delta = self.record.first_delta or time.monotonic()
+        self._said.append(said)
+        self._ring()
 
     def listen(self) -> "Listener":
         """A new listener, to be used as a context; hears the reply from its beginning."""
@@ -82,12 +90,9 @@ class Reply:
         """Hang up on the vendor; the handle is lost."""
         self.ended.cancel()
 
-    async def _speak(self, events: AsyncGenerator[Said, None]) -> None:
+    async def _speak(self, speaking: Callable[[], Awaitable[None]]) -> None:
         try:
-            async with aclosing(events):
-                async for event in events:
-                    self._said.append(event)
-                    self._ring()
+            await speaking()
         except Exception as fault:  # noqa: BLE001 - it is raised again in front of every listener
             self._fault = fault
 
@@ -245,6 +250,9 @@ class Replies:
         return None
 
     def _remember_key(self, ask: Ask, until: float) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._keys and next(iter(self._keys.values()))[1] <= now:
+            self._keys.popitem(last=False)
         if ask.idempotency_key:
             self._keys[ask.tenant, ask.idempotency_key] = ask.body, until
             self._keys.move_to_end((ask.tenant, ask.idempotency_key))

@@ -1,6 +1,6 @@
 """A reply as its client is given it: converted, cut where the client said, and held back while it says nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from proxy.errors import NoAnswer, VendorFailed
@@ -45,32 +45,34 @@ class Speech:
             raise VendorFailed("The bot's reply came to no end: its adapter is at fault")
         return self._finish
 
-    def heard(self, event: Event) -> Iterator[Delta]:
+    def heard(self, event: Event) -> Sequence[Delta]:
         """What of this event goes on to the client now. Raises NoAnswer at the end of a reply that says nothing."""
+        if isinstance(event, Delta):
+            return self._given(event.text if self._markup is None else self._markup.feed(event.text))
         if isinstance(event, Handle):
             self.handle = event
-            return
-        text = event.text if isinstance(event, Delta) else ""
-        if self._markup is not None:
-            text = self._markup.feed(text) if isinstance(event, Delta) else self._markup.flush()
-        if isinstance(event, Finish):
-            self._finish = event
-        if not self.cut:
-            yield from self._given(text)
-        if self.ended and not self.cut and not canonical_text(Message("assistant", self.text)):
+            return ()
+        self._finish = event
+        rest = self._given("" if self._markup is None else self._markup.flush())
+        if not self.cut and not canonical_text(Message("assistant", self.text)):
             raise NoAnswer("The bot's reply was blank; ask again in other words, or look at it at its vendor")
+        return rest
 
-    def _given(self, text: str) -> Iterator[Delta]:
+    def _given(self, text: str) -> Sequence[Delta]:
+        if self.cut:
+            return ()
         if self._stop is not None:
             text, met = self._stop.before(text, last=self.ended)
             self.cut = "stop" if met else ""
         if self._left is not None:
             text = self._fitting(text, self._left)
-        text = self._blank + text
-        self._blank = "" if self._pieces or text.strip() else text  # a blank reply is a fault: it keeps its status
-        if text and not self._blank:
-            self._pieces.append(text)
-            yield Delta(text)
+        if not self._pieces:
+            text = self._blank + text
+            self._blank = "" if text.strip() else text  # a blank reply is a fault: it keeps its status
+        if not text or self._blank:
+            return ()
+        self._pieces.append(text)
+        return (Delta(text),)
 
     def _fitting(self, text: str, left: int) -> str:
         encoded = text.encode()

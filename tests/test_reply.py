@@ -1,7 +1,8 @@
 """Speaking once, listening any number of times, leaving."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
@@ -22,18 +23,18 @@ class Script:
         for event in events:
             self.cues.put_nowait(event)
 
-    async def events(self) -> AsyncGenerator[Said, None]:
+    async def play(self, reply: Reply) -> None:
         try:
             while (event := await self.cues.get()) is not None:
                 if isinstance(event, Exception):
                     raise event
-                yield event
+                reply.say(event)
         finally:
             self.closed = True
 
     def reply(self, linger: float = 10) -> Reply:
         reply = Reply(Ask("tenant", ()), b"head", TurnRecord("model"), linger=linger)
-        reply.speak(self.events())
+        reply.speak(partial(self.play, reply))
         return reply
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from proxy.config import HeaderSecret
+from proxy.config import HeaderSecret, Url
 from proxy.errors import (
     NoAnswer,
     ProxyError,
@@ -44,7 +44,7 @@ class AskHandleOptions(VendorOptions):
     nickname: str = Field(default="visitor", min_length=1)
     poll_interval: float = Field(default=1.5, gt=0)
     poll_timeout: float = Field(default=60, gt=0)
-    base_url: str = "https://dashboard.askhandle.com/api/v1"
+    base_url: Url = "https://dashboard.askhandle.com/api/v1"
 
     @model_validator(mode="after")
     def _one_credential(self) -> Self:

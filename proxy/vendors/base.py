@@ -1,6 +1,7 @@
 """What the vendor adapters call: one HTTP client per bot, deadlines, and foreign faults turned into ours.
 
-A library, not a framework: nothing here calls back into an adapter. The only importer of the HTTP client. Every error
+A library, not a framework: nothing here calls back into an adapter. With its transport, the only importer of the HTTP
+client, which it calls with prepared requests: cookies, redirects and URLs to be merged are of no use here. Every error
 says who, what happened and what to do; none holds a credential, the user's text, or free text of the vendor's.
 """
 
@@ -12,9 +13,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ssl import SSLContext
 from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
@@ -39,6 +39,7 @@ from proxy.errors import (
 )
 from proxy.framing import EventStream, FramingError
 from proxy.messages import Event, Handle, Turn
+from proxy.vendors.transport import AiohttpTransport
 
 KEEPALIVE = 4  # seconds an unused connection is kept: less than the 5 after which common servers close it
 LONGEST_RETRY_AFTER = 86400.0
@@ -108,6 +109,13 @@ def _is_far(url: str) -> bool:
     return not is_loopback(urlsplit(url).hostname or "")
 
 
+@lru_cache(maxsize=1024)
+def _address(text: str) -> tuple[httpx2.URL, str]:
+    """A URL and its `Host`: to take it apart takes long, and is done anew only for ids not asked for in a while."""
+    url = httpx2.URL(text)
+    return url, url.netloc.decode("ascii")
+
+
 @cache
 def _tls() -> SSLContext:
     """Who is trusted: read once and not by every bot, since that takes long."""
@@ -122,18 +130,17 @@ class HttpBot(ABC, Generic[OptionsT]):
 
     def __init__(self, options: OptionsT, *, transport: Transport | None = None) -> None:
         self.options = options
-        self._client = httpx2.AsyncClient(
-            headers={
-                "user-agent": f"Parley/{__version__}",
-                "accept": "*/*",
-                "accept-encoding": "identity",
-                **options.headers,
-            },
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            limits=httpx2.Limits(max_connections=options.max_connections, keepalive_expiry=KEEPALIVE),
-            timeout=httpx2.Timeout(None, connect=options.connect_timeout, pool=options.connect_timeout),
-            transport=transport,
-            verify=_tls(),
+        self._headers = {
+            "user-agent": f"Parley/{__version__}",
+            "accept": "*/*",
+            "accept-encoding": "identity",
+            **{name.lower(): value for name, value in options.headers.items()},
+        }
+        self._transport = transport or AiohttpTransport(
+            max_connections=options.max_connections,
+            keepalive=KEEPALIVE,
+            connect_timeout=options.connect_timeout,
+            tls=_tls(),
             trust_env=_is_far(options.base_url),
         )
 
@@ -174,7 +181,7 @@ class HttpBot(ABC, Generic[OptionsT]):
 
     async def aclose(self) -> None:
         """Give up all connections."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
     def deadline(self) -> float:
         """When a vendor turn that begins now must be over, on the event loop's clock."""
@@ -205,17 +212,18 @@ class HttpBot(ABC, Generic[OptionsT]):
         A FramingError within becomes VendorFailed.
         """
         sending = _Sending(body) if method == "POST" else None
-        request = self._client.build_request(
+        url, host = _address(self.options.base_url + path)
+        request = httpx2.Request(
             method,
-            self.options.base_url + path,
-            content=sending,
-            headers={**(headers or {}), **(sending.headers if sending else {})},
+            url,
+            headers={"host": host, **self._headers, **(headers or {}), **(sending.headers if sending else {})},
+            stream=sending or httpx2.ByteStream(b""),
         )
         first_byte = _Limit.after(self.options.first_byte_timeout, "first_byte_timeout")
         limit = min(first_byte, _Limit(until, "timeout"))
         with self.ours(limit.key, lambda: sending is None or sending.begun):
             async with asyncio.timeout_at(limit.at):
-                response = await self._client.send(request, stream=True, auth=None)
+                response = await self._transport.handle_async_request(request)
         arriving = Arriving(self, response, first_byte, _Limit(until, "timeout"))
         try:
             yield arriving
@@ -280,6 +288,9 @@ class HttpBot(ABC, Generic[OptionsT]):
         if isinstance(fault, httpx2.PoolTimeout):
             busy = f"All connections to {self.title} are in use: try again in a moment, or raise `max_connections`"
             return RateLimited(busy, code="bot_busy", retry_after=1)
+        if not sent and isinstance(fault, httpx2.ConnectTimeout):
+            slow = f"{self.title} could not be reached within `connect_timeout`: check `base_url` and the network"
+            return VendorUnavailable(slow)
         if not sent:
             return VendorUnavailable(f"{self.title} could not be reached ({name}): check `base_url` and the network")
         if isinstance(fault, (TimeoutError, httpx2.TimeoutException)):
@@ -319,8 +330,10 @@ class Arriving:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
         self._bot = bot
-        self._response = response
-        self._pieces = response.aiter_bytes()
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        self._stream = response.stream
+        coded = response.headers.get("content-encoding", "identity") != "identity"  # though we do not ask for that
+        self._pieces = response.aiter_bytes() if coded else aiter(self._stream)
         self._first_byte: _Limit | None = first_byte
         self._whole = whole
         self._left = bot.options.max_reply_bytes
@@ -363,8 +376,9 @@ class Arriving:
     async def aclose(self) -> None:
         """Hang up, at once, if anything is still to come."""
         with suppress(httpx2.HTTPError, OSError):
-            await self._pieces.aclose()
-            await self._response.aclose()
+            if isinstance(self._pieces, AsyncGenerator):
+                await self._pieces.aclose()
+            await self._stream.aclose()
 
 
 class Words:
@@ -403,7 +417,7 @@ class _Limit(NamedTuple):
         return cls(asyncio.get_running_loop().time() + seconds, key)
 
 
-class _Sending:
+class _Sending(httpx2.AsyncByteStream):
     """A request's body that knows whether it has begun to leave: until then the vendor has seen nothing."""
 
     def __init__(self, body: object) -> None:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from pydantic import field_validator
 
-from proxy.config import HeaderSecret
+from proxy.config import HeaderSecret, Url
 from proxy.errors import NoAnswer, VendorRefused
 from proxy.framing import EventStream, RawText
 from proxy.messages import Delta, Event, Finish, Handle, Turn
@@ -34,7 +34,7 @@ class MisterTuringOptions(VendorOptions):
     auth_template: str = "Bearer {key}"
     framing: Literal["auto", "raw", "sse"] = "auto"
     deploy: Literal["never", "start"] = "never"
-    base_url: str = "https://backend.az.misterturing.com/v4.0"
+    base_url: Url = "https://backend.az.misterturing.com/v4.0"
 
     @field_validator("auth_template")
     @classmethod
@@ -201,6 +201,8 @@ _FIELDS = (*_FIRST, b"id:", b"retry:", b":")
 
 def _looks_like_events(head: bytes) -> bool | None:
     """Are these server-sent events? None: it cannot be told yet."""
+    if b"\xef\xbb\xbf".startswith(head):
+        return None
     *lines, last = re.split(rb"\r\n|\r|\n", head.removeprefix(b"\xef\xbb\xbf"))
     for number, line in enumerate(lines):
         if number and not line:

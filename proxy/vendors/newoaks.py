@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal, NoReturn
 
-from proxy.config import HeaderSecret
+from proxy.config import HeaderSecret, Url
 from proxy.errors import NoAnswer, VendorFailed
 from proxy.framing import JsonObjects, Pairs
 from proxy.messages import Delta, Event, Finish, Handle, Turn, Usage
@@ -25,7 +25,7 @@ class NewOaksOptions(VendorOptions):
     vendor: Literal["newoaks"]
     secret_key: HeaderSecret
     chatbot_id: str
-    base_url: str = "https://usapi.hottask.com"
+    base_url: Url = "https://usapi.hottask.com"
 
 
 class NewOaks(HttpBot[NewOaksOptions]):
@@ -77,7 +77,7 @@ class NewOaks(HttpBot[NewOaksOptions]):
             if _is_failure(envelope):
                 self.fail(envelope, None, answer.headers)
             session = str(_without_case(envelope.get("data")).get("sessionid"))
-            if not session.isdecimal():
+            if not re.fullmatch(r"[0-9]{1,18}", session):  # as many digits as JSON carries
                 raise self.garbled("answered without a session id")
             return Handle({"session": int(session)})
 
@@ -146,7 +146,7 @@ class _Heard:
 
     def _end(self, tokens: object) -> None:
         self.ended = True
-        if type(tokens) is int and tokens > 0:
+        if type(tokens) is int and 0 < tokens < 2**53:
             self.usage = Usage(total_tokens=tokens)
 
     def _fail(self, found: Object) -> NoReturn:

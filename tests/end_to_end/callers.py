@@ -124,7 +124,7 @@ async def raw_plain(url: str, key: str, request: Request) -> Heard:
 
 async def raw_stream(url: str, key: str, request: Request) -> Heard:
     answer = await _raw(url, key, {**request, "stream": True})
-    if answer.status != 200 or answer.data[-1] != "[DONE]":
+    if answer.status != 200 or answer.data[-1:] != ["[DONE]"]:
         raise Refused(answer)
     choices = [choice for chunk in answer.data[:-1] for choice in chunk["choices"]]
     pieces = [choice["delta"].get("content", "") for choice in choices]

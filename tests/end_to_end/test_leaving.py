@@ -1,15 +1,24 @@
 """Clients that hang up over a real socket: what is stopped, what runs on unheard, what is parked for later."""
 
 import asyncio
-from collections.abc import Iterator
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from proxy.simulator import Simulator, Vendor
+from proxy.app import create_app
+from proxy.config import Config
+from proxy.simulator import Vendor
+from proxy.telemetry import Receive, Scope, Send
 from tests.conftest import Stage, stage
 from tests.end_to_end.callers import (
+    MODELS,
     Chat,
     async_plain,
     call,
@@ -22,10 +31,15 @@ from tests.end_to_end.callers import (
     sync_client,
     sync_stream,
 )
+from tests.end_to_end.test_faults import descriptors
+from tests.vendors.test_base import events, serving, silent, text, whole
 
 LINES = "one two three four five six seven eight nine ten"
 KINDS = [("newoaks", True), ("newoaks", False), ("quickchat", True), ("quickchat-legacy", False)]
 GRACE: dict[str, Any] = {"shutdown_grace": 0.2}
+CROWD = 200
+AT_ONCE = 3.0  # seconds that "within a second" may take on a busy machine
+SECONDS = float(os.environ.get("PARLEY_TEST_SECONDS", "2"))  # of cancelling; ten is a fair trial
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +81,6 @@ def hasty(hasty_stage: Stage) -> Iterator[Stage]:
 def asked(vendor: Vendor) -> int:
     """How many questions have reached a vendor."""
     return sum(call.operation == "ask" for call in vendor.calls)
-
-
-def healed(simulator: Simulator) -> None:
-    for vendor in simulator.vendors.values():
-        vendor.latency = vendor.gap = 0
 
 
 def body(model: str, *texts: str, stream: bool = True) -> dict[str, Any]:
@@ -282,62 +291,216 @@ async def test_half_sent_request_harms_nobody(strict: Stage) -> None:
 # --- crowds
 
 
-@pytest.mark.parametrize("when", ["before", "midst"])
-async def test_hundred_clients_leaving_at_once(strict: Stage, when: str) -> None:
-    """A hundred clients leave at one moment: every vendor call is hung up on, and the next client is served at once."""
-    vendor = strict.simulator.newoaks
-    if when == "before":
-        vendor.latency = 30
-    else:
-        vendor.gap = 0.2
+@dataclass(frozen=True)
+class Watched:
+    """A stage where a whole crowd may be at a vendor at once. `tasks`: how many there are in the proxy."""
 
-    async def visit(left: asyncio.Event) -> None:
-        async with calling(strict.url, body("newoaks", "say " + "word " * 200)) as line:
-            if when == "midst":
-                await line.first_piece()
-            ready.release()
-            await left.wait()
-            line.leave()
-
-    left, ready = asyncio.Event(), asyncio.Semaphore(0)
-    visits = [asyncio.create_task(visit(left)) for _ in range(100)]
-    async with asyncio.timeout(15):
-        for _ in visits:
-            await ready.acquire()
-        await soon(lambda: asked(vendor) == 100, 10)
-        left.set()
-        await asyncio.gather(*visits)
-    await soon(lambda: vendor.hung_up == 100, 3)
-    healed(strict.simulator)
-    async with asyncio.timeout(2):
-        assert (await call(strict.url, body("newoaks", "Hello"))).status == 200
-    assert (await call(strict.url, path="/readyz", method="GET")).status == 200
+    stage: Stage
+    tasks: Callable[[], int]
 
 
-async def test_hundred_unheard_replies_are_parked(patient: Stage) -> None:
-    """A hundred clients leave at one moment: their replies run on, and each client finds its own conversation again."""
-    vendor = patient.simulator.newoaks
-    fault = vendor.fail("slow", times=100)
-    requests = [body("newoaks", f"say {number} {LINES}") for number in range(100)]
-    left = asyncio.Event()
+@contextmanager
+def watched(**conversation: Any) -> Iterator[Watched]:
+    loops: set[asyncio.AbstractEventLoop] = set()
+
+    def noting(config: Config) -> Any:
+        inner = create_app(config)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            loops.add(asyncio.get_running_loop())
+            await inner(scope, receive, send)
+
+        return app
+
+    room = {"max_connections": CROWD, "max_concurrency": CROWD, "queue": 1}
+    models = dict.fromkeys(MODELS, room)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.conftest.create_app", noting)
+        patch.setattr("proxy.vendors.base.KEEPALIVE", 60)  # what is closed in a test was hung up
+        with stage(models=models, conversation=conversation, server=GRACE) as built:
+            yield Watched(built, lambda: len({task for loop in loops for task in asyncio.all_tasks(loop)}))
+
+
+@pytest.fixture
+def strict_crowd() -> Iterator[Watched]:
+    """Nobody lingers here. The stage is a test's own, as its pools of connections are."""
+    with watched(linger=0) as built:
+        yield from checked(built)
+
+
+@pytest.fixture
+def patient_crowd() -> Iterator[Watched]:
+    """An unheard reply may run on for long."""
+    with watched(linger=60) as built:
+        yield from checked(built)
+
+
+def checked(crowd: Watched) -> Iterator[Watched]:
+    for _ in fresh(crowd.stage):
+        yield crowd
+
+
+@dataclass(frozen=True)
+class Window:
+    """When a crowd leaves: what keeps its replies from their end, and what a client has heard until then."""
+
+    model: str
+    fault: str
+    stream: bool = False
+    hears: bool = False
+
+
+HUNG_UP: Mapping[str, Window] = {
+    "newoaks-before-the-first-piece": Window("newoaks", "slow", stream=True),
+    "misterturing-mid-stream": Window("misterturing", "stall", stream=True, hears=True),
+    "askhandle-plain": Window("askhandle", "slow"),
+}
+PARKED: Mapping[str, Window] = {
+    "quickchat-legacy-before-the-first-piece": Window("quickchat-legacy", "slow", stream=True),
+    "newoaks-mid-stream": Window("newoaks", "stall", stream=True, hears=True),
+    "quickchat-plain": Window("quickchat", "slow"),
+}
+
+
+@asynccontextmanager
+async def house_full(built: Stage, window: Window) -> AsyncIterator[list[dict[str, Any]]]:
+    """A crowd whose replies have all begun, or are waited for; at the end all of it leaves at one moment."""
+    fault = built.simulator.vendors[window.model].fail(window.fault, times=CROWD)
+    requests = [body(window.model, f"say {number} {LINES}", stream=window.stream) for number in range(CROWD)]
+    inside, leave = asyncio.Semaphore(0), asyncio.Event()
 
     async def visit(request: dict[str, Any]) -> None:
-        async with calling(patient.url, request) as line:
-            await left.wait()
+        async with calling(built.url, request) as line:
+            if window.hears:
+                assert b"data:" in await line.first_piece()
+            inside.release()
+            await leave.wait()
             line.leave()
 
     visits = [asyncio.create_task(visit(request)) for request in requests]
-    await soon(lambda: asked(vendor) == 100, 10)
-    left.set()
-    await asyncio.gather(*visits)
-    assert vendor.hung_up == 0
+    try:
+        async with asyncio.timeout(20):
+            for _ in visits:
+                await inside.acquire()
+            await soon(lambda: fault.left == 0, 15)
+        yield requests
+    finally:
+        leave.set()
+        await asyncio.gather(*visits)
+
+
+async def served_at_once(built: Stage, model: str) -> None:
+    """The next client waits for nobody."""
+    began = time.monotonic()
+    assert (await call(built.url, body(model, "Hello", stream=False))).status == 200
+    assert time.monotonic() - began < AT_ONCE
+
+
+async def has_room(crowd: Watched, model: str) -> None:
+    """No place at the bot is lost: a whole crowd is at the vendor at one moment, and then nobody is."""
+    fault = crowd.stage.simulator.vendors[model].fail("slow", times=CROWD)
+    visits = [asyncio.create_task(call(crowd.stage.url, body(model, "Hello", stream=False))) for _ in range(CROWD)]
+    await soon(lambda: fault.left == 0, 15)
     fault.release()
-    await asyncio.sleep(1)
+    assert {answer.status for answer in await asyncio.gather(*visits)} == {200}
+
+
+@pytest.mark.parametrize("name", HUNG_UP)
+async def test_crowd_that_leaves_is_hung_up_for(strict_crowd: Watched, name: str) -> None:
+    """Two hundred clients leave at one moment: every vendor call is hung up on at once, and nothing is left of them."""
+    window, built = HUNG_UP[name], strict_crowd.stage
+    vendor = built.simulator.vendors[window.model]
+    await served_at_once(built, window.model)
+    tasks, files = strict_crowd.tasks(), descriptors()
+    async with house_full(built, window):
+        assert vendor.hung_up == 0
+        assert strict_crowd.tasks() >= tasks + CROWD
+    await soon(lambda: vendor.hung_up == CROWD, AT_ONCE)
+    await served_at_once(built, window.model)
+    assert (await call(built.url, path="/readyz", method="GET")).status == 200
+    await soon(lambda: strict_crowd.tasks() <= tasks, 5)
+    await soon(lambda: descriptors() <= files, 5)
+    await has_room(strict_crowd, window.model)
+
+
+@pytest.mark.parametrize("name", PARKED)
+async def test_crowd_that_leaves_is_parked(patient_crowd: Watched, name: str) -> None:
+    """Two hundred clients leave at one moment: their replies run on, and each finds its own conversation again."""
+    window, built = PARKED[name], patient_crowd.stage
+    vendor = built.simulator.vendors[window.model]
 
     async def come_back(number: int, request: dict[str, Any]) -> str:
-        back = question("newoaks", f"say {number} {LINES}", f"{number} {LINES}", "Thanks", user=request["user"])
-        return (await call(patient.url, back)).headers["x-parley-conversation"]
+        back = question(window.model, f"say {number} {LINES}", f"{number} {LINES}", "Thanks", user=request["user"])
+        return (await call(built.url, back)).headers["x-parley-conversation"]
 
+    assert (await call(built.url, path="/readyz", method="GET")).status == 200
+    tasks = patient_crowd.tasks()
+    async with house_full(built, window) as requests:
+        pass
+    await soon(lambda: patient_crowd.tasks() <= tasks + CROWD, 10)  # the replies alone
+    assert vendor.hung_up == 0
+    vendor.release()
+    await soon(lambda: patient_crowd.tasks() <= tasks, 10)
     hows = await asyncio.gather(*(come_back(number, request) for number, request in enumerate(requests)))
-    assert hows == ["continued"] * 100
-    assert sorted(heard_by(vendor)) == sorted([[f"say {number} {LINES}", "Thanks"] for number in range(100)])
+    assert hows == ["continued"] * CROWD
+    assert vendor.hung_up == 0
+    assert sorted(heard_by(vendor)) == sorted([[f"say {number} {LINES}", "Thanks"] for number in range(CROWD)])
+    await soon(lambda: patient_crowd.tasks() <= tasks, 5)
+
+
+# --- the adapters' own ground, by itself
+
+
+async def test_cancelled_without_end_no_slot_is_lost() -> None:
+    """Calls cancelled for a while at any moment before an answer begins: each hangs up, and the pool is whole after."""
+    arrived, answering = asyncio.Semaphore(0), asyncio.Event()
+    patient = False
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if patient:
+            arrived.release()
+            await answering.wait()
+        await (whole if patient else silent)(reader, writer)
+
+    async def fickle(chance: random.Random) -> int:
+        times = 0
+        while time.monotonic() < ends:
+            task = asyncio.create_task(events(bot))
+            await asyncio.sleep(chance.choice((0, 0, 0.001, chance.uniform(0, 0.03))))
+            for _ in range(chance.choice((1, 1, 2))):
+                task.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            times += 1
+        return times
+
+    async with serving(serve, max_connections=10, connect_timeout=5) as (bot, vendor):
+        ends = time.monotonic() + SECONDS
+        times = await asyncio.gather(*(fickle(random.Random(seed)) for seed in range(20)))
+        assert min(times) > 10
+        await soon(lambda: all(task is None or task.done() for task in vendor.handlers), 5)
+        patient = True
+        calls = [asyncio.create_task(events(bot)) for _ in range(10)]
+        for _ in calls:
+            await asyncio.wait_for(arrived.acquire(), 3)
+        answering.set()
+        assert {text(reply) for reply in await asyncio.gather(*calls)} == {"onetwo"}
+
+
+async def test_cancelled_while_old_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that is cancelled while it closes connections that were kept too long leaves none of them open."""
+    monkeypatch.setattr("proxy.vendors.base.KEEPALIVE", 0.05)
+    async with serving(whole) as (bot, vendor):
+        await asyncio.gather(*(events(bot) for _ in range(20)))
+        await asyncio.sleep(0.1)
+        task = asyncio.create_task(events(bot))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        try:
+            await soon(lambda: all(handler is None or handler.done() for handler in vendor.handlers), 1)
+        finally:
+            for handler in filter(None, vendor.handlers):
+                handler.cancel()

@@ -107,16 +107,17 @@ async def sent_by(vendor: str) -> set[str]:
     simulator = Simulator()
     seen: set[str] = set()
 
-    async def record(request: httpx2.Request) -> None:
-        await request.aread()
-        seen.update(name.title() for name in request.headers)
-        seen.update(names(orjson.loads(request.content)) if request.content else ())
+    class Recorded(httpx2.ASGITransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            body = await request.aread()
+            seen.update(name.title() for name in request.headers)
+            seen.update(names(orjson.loads(body)) if body else ())
+            return await super().handle_async_request(request)
 
     for more in options(simulator, vendor):
         entry = {"vendor": FILES[vendor], "base_url": f"http://sim/{BASES[vendor]}", **more}
         kind = load(FILES[vendor])
-        bot = kind(kind.Options.model_validate(entry), transport=httpx2.ASGITransport(simulator.app))
-        bot._client.event_hooks["request"].append(record)
+        bot = kind(kind.Options.model_validate(entry), transport=Recorded(simulator.app))
         contact = {"email": "ada@example.test", "phone_number": "1", "nickname": "Ada"}
         turn = Turn([Message("user", "Hello")], priming="Be kind.", contact=contact, metadata={"plan": "gold"})
         handle: Handle | None = None
