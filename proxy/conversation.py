@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import groupby, islice
 from operator import attrgetter
-from uuid import uuid4
+from secrets import token_hex
 
 from proxy.messages import Handle, Message, Parked
 from proxy.ports import PER_HEAD
@@ -217,7 +217,7 @@ class Conversation:
             if self._terms.scoped:
                 self._describe((*self._entries, *self._turn, *said), labels, marks)
         ttl = 2 * self._terms.idle_ttl  # beyond its time it is still known to have been there
-        return Parked(uuid4().hex, handle, labels, marks, spoken_at=now, ttl=ttl)
+        return Parked(token_hex(16), handle, labels, marks, spoken_at=now, ttl=ttl)
 
     def _describe(self, entries: Sequence[Canonical], labels: list[str], marks: dict[str, str]) -> None:
         """What the tiers of a scope look for: `entries` are the whole conversation."""

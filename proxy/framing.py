@@ -15,6 +15,7 @@ _EOL = re.compile(r"\r\n|\r|\n")
 _SKIPPED = re.compile(r"(?:[\s\ufeff]|data:|(?:event|id|retry)?:[^\r\n]*[\r\n]|\[DONE\])*")
 _FIELDS = ("data:", "event:", "id:", "retry:", ":", "[DONE]")
 _DATA = re.compile(r"(?<=[\r\n])[ \t\ufeff]*data:")  # amid an object that is spread over several lines
+_DECODER = json.JSONDecoder()
 _MARK = re.compile(r'\\.|["{}]', re.DOTALL)
 
 
@@ -121,6 +122,10 @@ class JsonObjects:
         found: list[dict[str, Any]] = []
         at = self._skip(text, 0)
         while self._depth or text.startswith("{", at):
+            if not self._depth and (whole := self._whole(text, at)):
+                found.append(whole[0])
+                at = self._skip(text, whole[1])
+                continue
             start, at = at, self._scan(text, at)
             self._open.append(text[start:at])
             self._held += at - start
@@ -131,7 +136,7 @@ class JsonObjects:
             at = self._skip(text, at)
         self._rest = rest = text[at:]
         _bound(len(rest), min(self._max, MAX_FIELD))
-        if not self._depth and not any(field.startswith(rest) or rest.startswith(field) for field in _FIELDS):
+        if rest and not self._depth and not any(field.startswith(rest) or rest.startswith(field) for field in _FIELDS):
             raise FramingError("something that is not a JSON object")
         return found
 
@@ -140,6 +145,15 @@ class JsonObjects:
         if self._depth or self._skip(self._rest + "\n", 0) <= len(self._rest):
             raise FramingError("the stream ended inside an object")
         return []
+
+    def _whole(self, text: str, at: int) -> tuple[dict[str, Any], int] | None:
+        """The object that begins here and where it ends, if all of it is here and in one piece."""
+        try:
+            parsed, end = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return None
+        _bound(end - at, self._max)
+        return parsed, end
 
     def _skip(self, text: str, at: int) -> int:
         """Where an object begins, or something not yet understood."""
@@ -175,6 +189,8 @@ class Pairs:
         self._half = ""
 
     def feed(self, text: str) -> str:
+        if not self._half and text.isascii():
+            return text
         text = self._half + text
         self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
         whole = text.removesuffix(self._half)

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -41,6 +42,7 @@ class Metrics:
             "parley_turn_seconds", "Until a turn's end", ("model",), registry=registry, buckets=SECONDS
         )
 
+        self._of = cache(self._labelled)  # to look a label up takes longer than to count
         self._running = self._gauge("parley_turns_running", "Turns that a bot is answering", "model")
         self._waiting = self._gauge("parley_turns_waiting", "Turns in line for a bot", "model")
         self._resting = self._gauge("parley_bot_resting", "1 while a bot that kept failing is left alone", "model")
@@ -66,14 +68,25 @@ class Metrics:
 
     def __call__(self, record: TurnRecord) -> None:
         """Count one turn that has ended."""
-        self._turns.labels(record.model, record.how, record.reason, record.outcome).inc()
-        self._parked.labels(record.model).inc(record.parked)
-        self._renamed.labels(record.model).inc(record.renamed)
-        self._deltas.labels(record.model).inc(record.deltas)
+        turns, parked, renamed, deltas, first, whole = self._of(record.model, record.how, record.reason, record.outcome)
+        turns.inc()
+        deltas.inc(record.deltas)
+        if record.parked:
+            parked.inc()
+        if record.renamed:
+            renamed.inc()
         if record.first_delta is not None:
-            self._first.labels(record.model).observe(record.first_delta - record.started)
+            first.observe(record.first_delta - record.started)
         if record.ended is not None:
-            self._whole.labels(record.model).observe(record.ended - record.started)
+            whole.observe(record.ended - record.started)
+
+    def _labelled(
+        self, model: str, how: str, reason: str, outcome: str
+    ) -> tuple[Counter, Counter, Counter, Counter, Histogram, Histogram]:
+        counters = (self._parked, self._renamed, self._deltas)
+        parked, renamed, deltas = (counter.labels(model) for counter in counters)
+        turns = self._turns.labels(model, how, reason, outcome)
+        return turns, parked, renamed, deltas, self._first.labels(model), self._whole.labels(model)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text form; `content_type` is its type."""

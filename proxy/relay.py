@@ -130,9 +130,10 @@ class Relay:
             reply.stop()
 
     def _conversation(self, model: Model, ask: Ask, turn: Turn, chat: Chat, key: bytes) -> Conversation:
-        today = datetime.fromtimestamp(self._clock(), UTC).date()
         forwarded = {**model.bot.forwarded(turn)}
-        priming = forwarded["priming"] = undated(forwarded.get("priming", ""), today)
+        if priming := forwarded.get("priming", ""):
+            today = datetime.fromtimestamp(self._clock(), UTC).date()
+            priming = forwarded["priming"] = undated(priming, today)
         partition = Partition(
             tenant=ask.tenant,
             model=model.name,

@@ -36,12 +36,13 @@ class Reply:
     """
 
     def __init__(self, ask: Ask, asked: bytes, record: TurnRecord, *, linger: float) -> None:
-        self.ask = replace(ask, messages=())  # it may be remembered for long after the bot was told
+        self.ask = ask
         self.asked = asked
         self.record = record
         self.parked: Parked | None = None
         self.alone = asyncio.Event()  # set while nobody listens any more
         self.heard_out = asyncio.get_running_loop().create_future()  # done when somebody has heard the end
+        self.complete = False  # all was said
         self._said: list[Said] = []
         self._over = False
         self._fault: Exception | None = None
@@ -56,7 +57,9 @@ class Reply:
 
     def say(self, said: Said) -> None:
         """The next piece, or the end; all who listen hear it."""
-        if isinstance(said, Delta):
+        if isinstance(said, Finish):
+            self.complete = True
+        else:
             self.record.deltas += 1
             self.record.first_delta = self.record.first_delta or time.monotonic()
         self._said.append(said)
@@ -75,11 +78,6 @@ class Reply:
     def crowded(self) -> bool:
         """Whether nobody else is to listen."""
         return len(self._listeners) >= MOST_LISTENERS
-
-    @property
-    def complete(self) -> bool:
-        """Whether all was said."""
-        return bool(self._said) and isinstance(self._said[-1], Finish)
 
     @property
     def text(self) -> str:
@@ -122,9 +120,6 @@ class Reply:
             self.record.heard = False
             self._deadline = asyncio.get_running_loop().call_later(self._linger, self.stop)
 
-    def _since(self, heard: int) -> Sequence[Said]:
-        return self._said[heard:]
-
     def _check(self) -> None:
         """Raise what it ended with, if that was no good end."""
         if self._over and not self.complete:
@@ -141,6 +136,7 @@ class Listener:
     def __init__(self, replies: Sequence[Reply]) -> None:
         self._replies = replies
         self._heard = [0] * len(replies)
+        self._whole = [False] * len(replies)
         self._left = False
         self._bell: asyncio.Future[None] | None = None
 
@@ -181,13 +177,14 @@ class Listener:
             raise ListenerLeft
         found: list[tuple[int, Said]] = []
         for choice, reply in enumerate(self._replies):
-            said = reply._since(self._heard[choice])
+            said = reply._said[self._heard[choice] :]
             self._heard[choice] += len(said)
             found += [(choice, event) for event in said]
+            self._whole[choice] = reply.complete
         if not found:
             for reply in self._replies:
                 reply._check()
-        elif all(reply.complete for reply in self._replies):
+        elif False not in self._whole:
             for reply in self._replies:  # all or none: who asks once more is told every choice again
                 reply._was_heard_out()
         return found
@@ -267,6 +264,7 @@ class Replies:
         if not told or reply.parked is None or len(reply.text) > LONGEST_REMEMBERED:
             self.forget(reply)
             return
+        reply.ask = replace(reply.ask, messages=())  # it is remembered for long after the bot was told
         self._unheard[reply] = loop.call_later(REMEMBERED, self.forget, reply)
         if len(self._unheard) > MOST_REMEMBERED:
             self.forget(next(iter(self._unheard)))

@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from json import dumps
+from secrets import token_hex
 from typing import Any
-from uuid import uuid4
 
 from proxy.messages import TurnRecord
 
@@ -88,7 +88,7 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _WELL_FORMED_ID.match(value):
             return str(value.decode())
-    return f"req_{uuid4().hex}"
+    return f"req_{token_hex(16)}"
 
 
 def _ms(seconds: float) -> int:

@@ -62,8 +62,8 @@ def canonical(messages: Iterable[Message]) -> Iterator[Canonical]:
         yield Canonical(
             role,
             " ".join(filter(None, map(canonical_text, same))),
-            tuple(_canonical_call(call) for message in same for call in message.tool_calls),
-            tuple(_canonical_attachment(attachment) for message in same for attachment in message.attachments),
+            tuple([_canonical_call(call) for message in same for call in message.tool_calls]),
+            tuple([_canonical_attachment(attachment) for message in same for attachment in message.attachments]),
         )
 
 
@@ -184,9 +184,9 @@ def says_nothing(message: Message) -> bool:
     """Whether a message counts as never said: it is empty, or one of our own error texts."""
     if message.attachments or message.tool_calls:
         return False
-    if message.role == "assistant" and _OUR_ERROR.search(message.text):
+    if message.role == "assistant" and "(parley: " in message.text and _OUR_ERROR.search(message.text):
         return True
-    return not canonical_text(message)
+    return not message.text[:1].isalnum() and not canonical_text(message)
 
 
 def _encoded(entry: Canonical) -> bytes:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from uuid import uuid4
+from secrets import token_hex
 
 import orjson
 
@@ -14,7 +14,7 @@ class Chat:
     """One answer: its id, time and model stand in every chunk, so all but the text is rendered once."""
 
     def __init__(self, model: str) -> None:
-        self._head = {"id": f"chatcmpl-{uuid4().hex}", "object": "", "created": int(time.time()), "model": model}
+        self._head = {"id": f"chatcmpl-{token_hex(16)}", "object": "", "created": int(time.time()), "model": model}
         chunk = orjson.dumps({**self._head, "object": "chat.completion.chunk"})[:-1]
         self._event = b"data: " + chunk
         self._after = b'},"logprobs":null,"finish_reason":null}]}\n\n'

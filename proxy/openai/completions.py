@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from uuid import uuid4
+from secrets import token_hex
 
 import orjson
 
@@ -15,7 +15,7 @@ class Text:
 
     def __init__(self, model: str) -> None:
         self._head = {
-            "id": f"cmpl-{uuid4().hex}",
+            "id": f"cmpl-{token_hex(16)}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": model,

@@ -130,11 +130,7 @@ class _Answer:
         self._records = [reply.record for reply in replies]
         self._pieces: list[list[str]] = [[] for _ in replies]
         self._finishes: dict[int, Finish] = {}
-
-    @property
-    def over(self) -> bool:
-        """Whether every reply has come to its end."""
-        return len(self._finishes) == len(self._pieces)
+        self.over = False  # every reply has come to its end
 
     @property
     def unfinished(self) -> int:
@@ -148,6 +144,7 @@ class _Answer:
                 self._pieces[choice].append(event.text)
             else:
                 self._finishes[choice] = event
+                self.over = len(self._finishes) == len(self._pieces)
 
     def whole(self) -> bytes:
         """All of it as one JSON answer."""
@@ -173,12 +170,12 @@ class _Answer:
 
     def headers(self) -> Headers:
         """How the answer came about; what only the end tells is left out before it. Of several choices a list each."""
-        told = {
-            b"x-parley-conversation": [record.how for record in self._records],
-            b"x-parley-reason": [record.reason for record in self._records],
-        }
-        named = {name: ", ".join(value or "-" for value in values) for name, values in told.items() if any(values)}
-        lines = [(name, values.encode()) for name, values in named.items()]
+        lines: Headers = []
+        hows = [record.how for record in self._records]
+        reasons = [record.reason for record in self._records]
+        for name, values in ((b"x-parley-conversation", hows), (b"x-parley-reason", reasons)):
+            if any(values):
+                lines.append((name, ", ".join([value or "-" for value in values]).encode()))
         if ignored := ignored_names(self.form.ignored):
             lines.append((b"x-parley-ignored", ignored.encode()))
         if self.over:

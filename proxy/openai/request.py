@@ -83,11 +83,12 @@ def parse_completion(body: bytes) -> ChatRequest:
 
 def _checked(body: bytes, checks: Mapping[str, Check]) -> dict[str, Any]:
     fields = _object(body)
-    for name, check in checks.items():
-        value = fields.get(name)
-        if value is not None and (wrong := check(value)):
+    for name, value in fields.items():
+        check = checks.get(name)
+        if value is not None and check is not None and (wrong := check(value)):
             raise InvalidRequest(f"`{name}` {wrong}", param=name, code=_code(wrong))
-    _refuse(fields)
+    if not _REFUSABLE.isdisjoint(fields):
+        _refuse(fields)
     usage = (fields.get("stream_options") or {}).get("include_usage")
     if usage is not None and not isinstance(usage, bool):
         at = "stream_options.include_usage"
@@ -256,6 +257,10 @@ LIMITS = ("max_completion_tokens", "max_tokens")
 _HONOURED = {"model", "stream", "stream_options", "user", "safety_identifier", "metadata", "n", "stop", "max_tokens"}
 HONOURED = frozenset({*_HONOURED, "messages", "max_completion_tokens"})
 HONOURED_IN_COMPLETIONS = frozenset({*_HONOURED, "prompt"})
+
+
+_REFUSABLE = {"logprobs", "echo", "top_logprobs", "audio", "modalities", "tool_choice", "function_call"}
+_REFUSABLE |= {"response_format"}
 
 
 def _refuse(fields: Mapping[str, Any]) -> None:

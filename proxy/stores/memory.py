@@ -38,7 +38,6 @@ class MemoryStore:
     async def take(self, id: str) -> Parked | None:
         """Remove an entry; atomic because nothing here awaits."""
         with self._entries.timer:
-            self._expire()
             parked = self._entries.pop(id, None)
             if parked is not None:
                 self._unlabel(parked)

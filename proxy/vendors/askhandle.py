@@ -163,9 +163,12 @@ class AskHandle(HttpBot[AskHandleOptions]):
         fetching = self._fetching
         self._waiting += 1
         try:
-            with self.opening(), self.ours("timeout", lambda: True):
-                async with asyncio.timeout_at(until):
-                    return await asyncio.shield(fetching)
+            with self.opening():
+                try:
+                    async with asyncio.timeout_at(until):
+                        return await asyncio.shield(fetching)
+                except TimeoutError as fault:
+                    raise self.translated(fault, "timeout") from None
         finally:
             self._waiting -= 1
             if not self._waiting:

@@ -9,11 +9,11 @@ import asyncio
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from hashlib import sha256
 from ssl import SSLContext
 from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
@@ -43,6 +43,7 @@ from proxy.vendors.transport import AiohttpTransport
 
 KEEPALIVE = 4  # seconds an unused connection is kept: less than the 5 after which common servers close it
 LONGEST_RETRY_AFTER = 86400.0
+MOST_HEADS = 64  # sets of headers that are kept ready: an account has one or two, and a new one with each new token
 ERROR_BYTES = 16384  # as much of an error's body is read as it takes to find its message
 
 _LOST_WHAT = re.compile(r"(?<![a-z])(session|conversation|conv_?id|(chat)?room)", re.IGNORECASE)
@@ -136,6 +137,7 @@ class HttpBot(ABC, Generic[OptionsT]):
             "accept-encoding": "identity",
             **{name.lower(): value for name, value in options.headers.items()},
         }
+        self._heads: dict[tuple[object, ...], httpx2.Headers] = {}
         self._transport = transport or AiohttpTransport(
             max_connections=options.max_connections,
             keepalive=KEEPALIVE,
@@ -147,7 +149,7 @@ class HttpBot(ABC, Generic[OptionsT]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.options.base_url} {self.options.bot_id}>"
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Vendor, base URL, bot id and a digest of the configured credential."""
         secrets = "\0".join(secret.get_secret_value() for secret in self.options.credential.values())
@@ -211,19 +213,19 @@ class HttpBot(ABC, Generic[OptionsT]):
 
         A FramingError within becomes VendorFailed.
         """
-        sending = _Sending(body) if method == "POST" else None
+        sending = _Sending(body)
         url, host = _address(self.options.base_url + path)
-        request = httpx2.Request(
-            method,
-            url,
-            headers={"host": host, **self._headers, **(headers or {}), **(sending.headers if sending else {})},
-            stream=sending or httpx2.ByteStream(b""),
-        )
+        head = self._head(host, headers or {}, json=body is not None).copy()
+        if method == "POST":
+            head["content-length"] = str(len(sending))
+        request = httpx2.Request(method, url, headers=head, stream=sending)
         first_byte = _Limit.after(self.options.first_byte_timeout, "first_byte_timeout")
         limit = min(first_byte, _Limit(until, "timeout"))
-        with self.ours(limit.key, lambda: sending is None or sending.begun):
+        try:
             async with asyncio.timeout_at(limit.at):
                 response = await self._transport.handle_async_request(request)
+        except (httpx2.HTTPError, OSError) as fault:
+            raise self.translated(fault, limit.key, sent=method == "GET" or sending.begun) from None
         arriving = Arriving(self, response, first_byte, _Limit(until, "timeout"))
         try:
             yield arriving
@@ -231,6 +233,16 @@ class HttpBot(ABC, Generic[OptionsT]):
             raise self.garbled(f"sent what cannot be read ({fault})") from None
         finally:
             await arriving.aclose()
+
+    def _head(self, host: str, headers: Mapping[str, str], *, json: bool) -> httpx2.Headers:
+        """The headers of a call, its body's length apart. They are the same in nearly every call, so they are kept."""
+        key = (host, json, *headers.items())
+        if key not in self._heads:
+            if len(self._heads) >= MOST_HEADS:
+                self._heads.clear()
+            kind = {"content-type": "application/json"} if json else {}
+            self._heads[key] = httpx2.Headers({"host": host, **self._headers, **headers, **kind})
+        return self._heads[key]
 
     def accept(self, answer: Answer, *, handle: Handle | None = None) -> None:
         """Return if the status is 2xx, else raise what it means. `handle` is an earlier turn's, if one was sent."""
@@ -272,18 +284,11 @@ class HttpBot(ABC, Generic[OptionsT]):
         except (VendorFailed, VendorTimeout) as fault:
             raise VendorUnavailable(f"While opening a conversation, {fault.message}", delivered=False) from fault
 
-    @contextmanager
-    def ours(self, limit: str, sent: Callable[[], bool]) -> Iterator[None]:
-        """Foreign exceptions become ours, here and nowhere else. Theirs are not chained: they may quote what came.
+    def translated(self, fault: Exception, limit: str, *, sent: bool = True) -> RateLimited | VendorError:
+        """A foreign exception as one of ours. Theirs must not be chained to it: they may quote what came.
 
-        `limit` is the key of the deadline that holds, `sent` says whether anything may have reached the vendor.
+        `limit` is the key of the deadline that held, `sent` says whether anything may have reached the vendor.
         """
-        try:
-            yield
-        except (httpx2.HTTPError, OSError) as fault:
-            raise self._translated(fault, limit, sent()) from None
-
-    def _translated(self, fault: Exception, limit: str, sent: bool) -> RateLimited | VendorError:
         name = type(fault).__name__
         if isinstance(fault, httpx2.PoolTimeout):
             busy = f"All connections to {self.title} are in use: try again in a moment, or raise `max_connections`"
@@ -344,9 +349,11 @@ class Arriving:
     async def __anext__(self) -> bytes:
         """The next bytes, as the network brings them."""
         limit = min(self._whole, self._first_byte or _Limit.after(self._bot.options.idle_timeout, "idle_timeout"))
-        with self._bot.ours(limit.key, lambda: True):
+        try:
             async with asyncio.timeout_at(limit.at):
                 piece = await anext(self._pieces)
+        except (httpx2.HTTPError, OSError) as fault:
+            raise self._bot.translated(fault, limit.key) from None
         self._first_byte = None
         self._left -= len(piece)
         if self._left < 0:
@@ -423,9 +430,9 @@ class _Sending(httpx2.AsyncByteStream):
     def __init__(self, body: object) -> None:
         self._body = b"" if body is None else orjson.dumps(body)
         self.begun = False
-        self.headers = {"content-length": str(len(self._body))}
-        if body is not None:
-            self.headers["content-type"] = "application/json"
+
+    def __len__(self) -> int:
+        return len(self._body)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.begun = True
