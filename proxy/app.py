@@ -53,7 +53,8 @@ EXPOSED_HEADERS = [
 def create_app(config: Config, *, workers: int = 1) -> Starlette:
     """The whole proxy of a configuration, or one of so many that share it."""
     store = open_store(config.store, max_parked=config.conversation.max_parked)
-    rates = open_rates(config.store, share=workers)
+    limited = any(key.requests_per_minute for key in config.keys)
+    rates = open_rates(config.store, share=workers) if limited else None
     bots = {name: load(options.vendor)(options) for name, options in config.models.items()}
     return assemble(config, bots, store, rates)
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from proxy import __version__, vendors
 from proxy.app import create_app
@@ -22,11 +22,13 @@ from proxy.errors import ProxyError
 from proxy.messages import Delta, Message, Turn
 from proxy.ports import ConversationStore
 from proxy.server import LOOPBACK, AddressTaken, Backstage, Server, Worker, address, listen, raise_file_limit
-from proxy.simulator import Simulator
 from proxy.stores import open_store
 from proxy.telemetry import start_logging
 from proxy.vendors.base import Answer, HttpBot, calling
 from proxy.workers import NotStarted, Workers
+
+if TYPE_CHECKING:
+    from proxy.simulator import Simulator
 
 DEMO_LATENCY = 0.4  # seconds before a simulated bot speaks
 DEMO_GAP = 0.03  # seconds between the pieces of its reply
@@ -188,7 +190,7 @@ def _announce(listener: socket.socket, greeting: str = "") -> None:
 
 def _simulate(arguments: argparse.Namespace) -> None:
     start_logging(plain=True)
-    simulator = Simulator(latency=arguments.latency, gap=DEMO_GAP)
+    simulator = _simulator(latency=arguments.latency)
     with listen(arguments.host or LOOPBACK, _port(arguments)) as listener:
         print(f"parley simulates vendors on {address(listener)}", flush=True)
         print(json.dumps({"models": _simulated(address(listener), simulator)}, indent=2), file=sys.stderr)
@@ -204,7 +206,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 async def _demonstrate(front: socket.socket, back: socket.socket) -> None:
-    simulator = Simulator(latency=DEMO_LATENCY, gap=DEMO_GAP)
+    simulator = _simulator(latency=DEMO_LATENCY)
     text = json.dumps({"models": _simulated(address(back), simulator)})
     config = load(text, vendors=Vendors(), environ={})
     greeting = _GREETING.format(url=address(front), models=", ".join(config.models))
@@ -213,7 +215,13 @@ async def _demonstrate(front: socket.socket, back: socket.socket) -> None:
         await Server(create_app(config), grace=config.server.shutdown_grace, announce=announce).serve([front])
 
 
-def _simulated(url: str, bots: Simulator) -> dict[str, dict[str, str]]:
+def _simulator(*, latency: float) -> "Simulator":
+    from proxy.simulator import Simulator  # noqa: PLC0415 - whoever serves has no use for it
+
+    return Simulator(latency=latency, gap=DEMO_GAP)
+
+
+def _simulated(url: str, bots: "Simulator") -> dict[str, dict[str, str]]:
     """Models for the simulated bots; they have the names of the README."""
     return {
         "newoaks-demo": {

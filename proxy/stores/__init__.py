@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from proxy.ports import ConversationStore
 from proxy.stores.memory import MemoryStore
 from proxy.stores.punctual import Punctual
-from proxy.stores.rates import Rates
+
+if TYPE_CHECKING:
+    from proxy.stores.rates import Rates
 
 
 def open_store(url: str, *, max_parked: int, clock: Callable[[], float] = time.time) -> ConversationStore:
@@ -33,8 +36,10 @@ def open_store(url: str, *, max_parked: int, clock: Callable[[], float] = time.t
     )
 
 
-def open_rates(url: str, *, share: int) -> Rates:
+def open_rates(url: str, *, share: int) -> "Rates":
     """The counters of requests a minute that go with a store: shared by all who share Redis, else by `share`."""
+    from proxy.stores.rates import Rates  # noqa: PLC0415 - takes its time, and few limit their keys
+
     if url.partition("://")[0] not in ("redis", "rediss"):
         return Rates(share=share)
     from proxy.stores.redis import connect  # noqa: PLC0415 - it is an extra

@@ -142,7 +142,7 @@ class HttpBot(ABC, Generic[OptionsT]):
             max_connections=options.max_connections,
             keepalive=KEEPALIVE,
             connect_timeout=options.connect_timeout,
-            tls=_tls(),
+            tls=_tls() if options.base_url.startswith("https:") else None,
             trust_env=_is_far(options.base_url),
         )
 

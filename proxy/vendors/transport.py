@@ -6,11 +6,13 @@ import asyncio
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from ssl import SSLContext
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 
 import aiohttp
 import httpx2
 from yarl import URL
+
+_NOBODY = SSLContext(PROTOCOL_TLS_CLIENT)  # has no certificates to trust
 
 _OURS: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (  # the first that fits counts
     (aiohttp.ClientProxyConnectionError, httpx2.ProxyError),
@@ -30,11 +32,12 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
     """At most `max_connections` requests at a time, on connections that are kept for `keepalive` seconds.
 
     Raises httpx2's errors: PoolTimeout or ConnectTimeout after `connect_timeout` seconds. No redirect is followed, no
-    cookie kept, no body decoded. With `trust_env` the environment's proxies are used for what it does not except.
+    cookie kept, no body decoded. `tls` says who is trusted; without it nobody is. With `trust_env` the environment's
+    proxies are used for what it does not except.
     """
 
     def __init__(
-        self, *, max_connections: int, keepalive: float, connect_timeout: float, tls: SSLContext, trust_env: bool
+        self, *, max_connections: int, keepalive: float, connect_timeout: float, tls: SSLContext | None, trust_env: bool
     ) -> None:
         self._free = asyncio.Semaphore(max_connections)
         self._keepalive = keepalive
@@ -82,7 +85,9 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             )
 
     def _open(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=0, use_dns_cache=False, keepalive_timeout=self._keepalive, ssl=self._tls)
+        connector = aiohttp.TCPConnector(
+            limit=0, use_dns_cache=False, keepalive_timeout=self._keepalive, ssl=self._tls or _NOBODY
+        )
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
