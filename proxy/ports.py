@@ -52,6 +52,9 @@ class ConversationStore(Protocol):
     async def take(self, id: str) -> Parked | None:
         """Remove an entry and return it; of many callers one gets it, the others None."""
 
+    async def take_newest(self, label: str) -> Parked | None:
+        """Remove the entry with this label that was spoken last and return it, in one step; None if there is none."""
+
     async def put(self, parked: Parked) -> None:
         """Park an entry until its time is over. Of one head, which is the first label, the oldest go."""
 

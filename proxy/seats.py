@@ -35,13 +35,17 @@ class Seats:
                     in_use = await self._await_interrupted(conversation, stage) or in_use
                     if conversation.ambiguous:
                         continue
+                if stage.reason == "exact":  # the one way that most go: found and taken in one step
+                    newest = await self._store.take_newest(stage.labels[0])
+                    for continuation in conversation.matches(stage, [newest] if newest else [], self._clock()):
+                        return continuation
+                    in_use = self._in_use[stage.labels[0]] > 0
+                    continue
                 found = await self._store.find(stage.labels)
                 for continuation in conversation.matches(stage, found, self._clock()):
                     if taken := await self._store.take(continuation.entry.id):
                         return replace(continuation, parked=taken)
                     in_use = True
-                if stage.reason == "exact":
-                    in_use = in_use or self._in_use[stage.labels[0]] > 0
         except StoreUnavailable:
             return conversation.rebuilt("store-unavailable")
         return conversation.unmatched(in_use=in_use)

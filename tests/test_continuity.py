@@ -70,7 +70,7 @@ def play(
         print_blob=False,
         suppress_health_check=list(HealthCheck),
     )
-    with patch("proxy.conversation.uuid4", Ids()):
+    with patch("proxy.conversation.token_hex", Ids()):
         run_state_machine_as_test(machine, settings=chosen)
 
 
@@ -127,6 +127,9 @@ class Generous(MemoryStore):
 
     async def take(self, id: str) -> Parked | None:
         return self._entries.get(id)
+
+    async def take_newest(self, label: str) -> Parked | None:
+        return next(iter(await self.find([label])), None)
 
 
 class Late:

@@ -43,6 +43,11 @@ class MemoryStore:
                 self._unlabel(parked)
             return parked
 
+    async def take_newest(self, label: str) -> Parked | None:
+        """Remove the newest entry with a label; atomic for the same reason."""
+        found = await self.find([label]) if label in self._ids else ()
+        return await self.take(found[0].id) if found else None
+
     async def put(self, parked: Parked) -> None:
         """Park an entry; whatever is too much then goes, the oldest of its head and the least used of all."""
         with self._entries.timer:

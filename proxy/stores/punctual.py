@@ -40,6 +40,10 @@ class Punctual:
         """Remove an entry and return it. One that is removed too late is lost to all."""
         return await self._ask(self._store.take(id))
 
+    async def take_newest(self, label: str) -> Parked | None:
+        """Remove the newest entry with a label and return it. One that is removed too late is lost to all."""
+        return await self._ask(self._store.take_newest(label))
+
     async def put(self, parked: Parked) -> None:
         """Park an entry. After StoreUnavailable it may be parked all the same."""
         await self._ask(self._store.put(parked))

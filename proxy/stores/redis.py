@@ -58,6 +58,14 @@ end
 return values
 """
 TAKE = "return forget(ARGV[2])"
+TAKE_NEWEST = """
+local ids = redis.call('ZREVRANGE', label .. ARGV[2], 0, ARGV[3] - 1)
+for _, id in ipairs(ids) do
+  local value = forget(id)
+  if value then return value end
+  redis.call('ZREM', label .. ARGV[2], id) -- its time is over
+end
+"""
 PUT = """
 local _, secret, id, value, now, ends, max_parked, per_head, swept = unpack(ARGV, 1, 9)
 local ttl = math.floor((ends - now) * 1000)
@@ -104,6 +112,7 @@ class RedisStore:
             "secret": self._redis.register_script(AGREE),
             "find": self._redis.register_script(ERA + FIND),
             "take": self._redis.register_script(ERA + FORGET + TAKE),
+            "take_newest": self._redis.register_script(ERA + FORGET + TAKE_NEWEST),
             "put": self._redis.register_script(ERA + FORGET + PUT),
         }
 
@@ -119,9 +128,11 @@ class RedisStore:
 
     async def take(self, id: str) -> Parked | None:
         """Remove an entry and return it."""
-        value = await self._ask("take", id)
-        parked = _parked(value) if value else None
-        return parked if parked and self._lives(parked) else None
+        return self._living(await self._ask("take", id))
+
+    async def take_newest(self, label: str) -> Parked | None:
+        """Remove the entry with a label that ends last, which is the newest unless `idle_ttl` was changed."""
+        return self._living(await self._ask("take_newest", label, FOUND))
 
     async def put(self, parked: Parked) -> None:
         """Park an entry in place of one of its id; those that are over or too many then go."""
@@ -133,6 +144,10 @@ class RedisStore:
     async def aclose(self) -> None:
         """Hang up."""
         await self._redis.aclose()
+
+    def _living(self, value: bytes | None) -> Parked | None:
+        parked = _parked(value) if value else None
+        return parked if parked and self._lives(parked) else None
 
     def _lives(self, parked: Parked) -> bool:
         return parked.spoken_at + parked.ttl > self._clock()

@@ -51,6 +51,10 @@ FIND = (
     " ORDER BY spoken_at DESC, at DESC"
 )
 TAKE = "DELETE FROM parked WHERE id = ? RETURNING ends, entry"
+TAKE_NEWEST = (
+    "DELETE FROM parked WHERE at = (SELECT at FROM labels JOIN parked USING (at) WHERE label = ? AND ends > ?"
+    " ORDER BY spoken_at DESC, at DESC LIMIT 1) RETURNING entry"
+)
 SWEEP = "DELETE FROM parked WHERE at IN (SELECT at FROM parked WHERE ends <= ? LIMIT ?)"
 PUT = "INSERT INTO parked (id, ends, spoken_at, entry) VALUES (?, ?, ?, ?)"
 TRIM_HEAD = "DELETE FROM parked WHERE at IN (SELECT at FROM labels WHERE label = ? ORDER BY at DESC LIMIT ? OFFSET ?)"
@@ -110,6 +114,11 @@ class SqliteStore:
         """Remove an entry and return it, once that is on the disk for good."""
         rows = await self._ask(FLUSH, lambda db: db.execute(TAKE, (id,)).fetchall())
         return next((_parked(entry) for ends, entry in rows if ends > self._clock()), None)
+
+    async def take_newest(self, label: str) -> Parked | None:
+        """Remove the newest entry with a label and return it, once that is on the disk for good."""
+        rows = await self._ask(FLUSH, lambda db: db.execute(TAKE_NEWEST, (label, self._clock())).fetchall())
+        return next((_parked(entry) for (entry,) in rows), None)
 
     async def put(self, parked: Parked) -> None:
         """Park an entry in place of one of its id; those that are over or too many then go."""

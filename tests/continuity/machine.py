@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
@@ -133,9 +132,9 @@ class Ids:
 
     made = 0
 
-    def __call__(self) -> Any:
+    def __call__(self, size: int) -> str:
         Ids.made += 1
-        return SimpleNamespace(hex=sha256(b"%d" % Ids.made).hexdigest()[:32])
+        return sha256(b"%d" % Ids.made).hexdigest()[: 2 * size]
 
 
 class Machine(RuleBasedStateMachine):

@@ -88,6 +88,9 @@ class Watched:
     async def take(self, id: str) -> Parked | None:
         return await self._through("take", lambda: self._taken(id))
 
+    async def take_newest(self, label: str) -> Parked | None:
+        return await self._through("take", lambda: self._taken_newest(label))
+
     async def put(self, parked: Parked) -> None:
         await self._through("put", lambda: self._put(parked))
 
@@ -100,6 +103,18 @@ class Watched:
             known.sure = False
         parked = await self._inner.take(id)
         if parked is not None and self._witness.parked.pop(id, None) is None:
+            self._witness.wrong("I4", f"the entry of {parked.handle} was given out twice")
+        return parked
+
+    async def _taken_newest(self, label: str) -> Parked | None:
+        """Which it will be is not known before: meanwhile none is sure to be there."""
+        sure = [entry for entry in self._witness.parked.values() if entry.sure]
+        for entry in sure:
+            entry.sure = False
+        parked = await self._inner.take_newest(label)
+        for entry in sure:
+            entry.sure = True
+        if parked is not None and self._witness.parked.pop(parked.id, None) is None:
             self._witness.wrong("I4", f"the entry of {parked.handle} was given out twice")
         return parked
 

@@ -94,6 +94,30 @@ async def test_newest_first(store: ConversationStore) -> None:
     assert await ids(store) == ["a", "c", "b"]
 
 
+async def test_the_newest_is_taken(store: ConversationStore) -> None:
+    """Of the entries with a label the newest is removed and returned, until there is none."""
+    for id, spoken_at in (("b", 1001), ("a", 1003), ("c", 1002)):
+        await store.put(entry(id, spoken_at=spoken_at))
+    await store.put(entry("d", "another", spoken_at=1004))
+
+    taken = [await store.take_newest("label") for _ in range(4)]
+    assert [parked and parked.id for parked in taken] == ["a", "c", "b", None]
+    assert await store.take_newest("another") == entry("d", "another", spoken_at=1004)
+    assert await ids(store, "label", "another") == []
+
+
+async def test_many_who_take_the_newest(store: ConversationStore, clock: Clock) -> None:
+    """Entries that many want by their label are given out once each, and none whose time is over."""
+    for id, ttl in (("a", 10), ("b", 100), ("c", 100)):
+        await store.put(entry(id, "label", "other", ttl=ttl))
+    clock.now = 1050
+
+    taken = await asyncio.gather(*(store.take_newest("label") for _ in range(20)))
+
+    assert sorted(parked.id for parked in taken if parked) == ["b", "c"]
+    assert await ids(store, "other") == []
+
+
 async def test_any_label_will_do(store: ConversationStore) -> None:
     """An entry is found once under any of its labels, and gone from all when taken, were one of them told twice."""
     await store.put(entry("a", "one", "two", "one"))
