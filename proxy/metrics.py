@@ -104,6 +104,6 @@ def _forget_dead(pid: int, folder: str) -> None:
     """What a worker that died was doing is not going on any more."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # if there is one of this id, it is somebody else's
         with suppress(FileNotFoundError):  # another worker was quicker
             mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]

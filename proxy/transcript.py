@@ -59,6 +59,9 @@ def canonical(messages: Iterable[Message]) -> Iterator[Canonical]:
     """The canonical form of messages, neighbours of one role merged. All counting of messages is done on this."""
     for role, neighbours in groupby(messages, key=attrgetter("role")):
         same = list(neighbours)
+        if len(same) == 1 and not same[0].tool_calls and not same[0].attachments:
+            yield Canonical(role, canonical_text(same[0]), (), ())
+            continue
         yield Canonical(
             role,
             " ".join(filter(None, map(canonical_text, same))),

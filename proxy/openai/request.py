@@ -58,7 +58,7 @@ class ChatRequest:
     @property
     def prompt_tokens(self) -> int:
         """An estimate over all messages the client sent."""
-        return estimated_tokens(sum(len(message.text.encode()) for message in self.messages))
+        return estimated_tokens(sum([len(message.text.encode()) for message in self.messages]))
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -259,8 +259,9 @@ HONOURED = frozenset({*_HONOURED, "messages", "max_completion_tokens"})
 HONOURED_IN_COMPLETIONS = frozenset({*_HONOURED, "prompt"})
 
 
-_REFUSABLE = {"logprobs", "echo", "top_logprobs", "audio", "modalities", "tool_choice", "function_call"}
-_REFUSABLE |= {"response_format"}
+_REFUSABLE = frozenset(
+    ("logprobs", "echo", "top_logprobs", "audio", "modalities", "tool_choice", "function_call", "response_format")
+)
 
 
 def _refuse(fields: Mapping[str, Any]) -> None:
@@ -291,7 +292,16 @@ def _refuse(fields: Mapping[str, Any]) -> None:
 
 
 def _messages(values: Sequence[Any]) -> list[Message]:
-    return [_message(value, f"messages[{i}]") for i, value in enumerate(values)]
+    return [_plain(value) or _message(value, f"messages[{i}]") for i, value in enumerate(values)]
+
+
+def _plain(value: Any) -> Message | None:
+    """A message that is nothing but a role and a text, as nearly all are: a long history is looked at in every turn."""
+    if type(value) is dict and len(value) == 2:
+        role, text = value.get("role"), value.get("content")
+        if type(text) is str and type(role) is str and role in ROLES:
+            return Message(ROLES[role], text)
+    return None
 
 
 def _message(value: Any, path: str) -> Message:

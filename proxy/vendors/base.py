@@ -46,6 +46,7 @@ LONGEST_RETRY_AFTER = 86400.0
 MOST_HEADS = 64  # sets of headers that are kept ready: an account has one or two, and a new one with each new token
 ERROR_BYTES = 16384  # as much of an error's body is read as it takes to find its message
 
+_BEFORE = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)  # faults before anything is sent
 _LOST_WHAT = re.compile(r"(?<![a-z])(session|conversation|conv_?id|(chat)?room)", re.IGNORECASE)
 _LOST_HOW = re.compile(r"not[\s_]found|(not|n.t|longer)\s+exists?|(in|not a )valid|expired|unknown", re.IGNORECASE)
 _TELLING = ("errors", "detail", "error", "message")
@@ -120,7 +121,9 @@ def _address(text: str) -> tuple[httpx2.URL, str]:
 @cache
 def _tls() -> SSLContext:
     """Who is trusted: read once and not by every bot, since that takes long."""
-    return httpx2.create_ssl_context()
+    context = httpx2.create_ssl_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 class HttpBot(ABC, Generic[OptionsT]):
@@ -142,7 +145,7 @@ class HttpBot(ABC, Generic[OptionsT]):
             max_connections=options.max_connections,
             keepalive=KEEPALIVE,
             connect_timeout=options.connect_timeout,
-            tls=_tls() if options.base_url.startswith("https:") else None,
+            tls=_tls() if options.base_url.startswith("https:") or _is_far(options.base_url) else None,
             trust_env=_is_far(options.base_url),
         )
 
@@ -225,7 +228,8 @@ class HttpBot(ABC, Generic[OptionsT]):
             async with asyncio.timeout_at(limit.at):
                 response = await self._transport.handle_async_request(request)
         except (httpx2.HTTPError, OSError) as fault:
-            raise self.translated(fault, limit.key, sent=method == "GET" or sending.begun) from None
+            sent = sending.begun if len(sending) else not isinstance(fault, _BEFORE)
+            raise self.translated(fault, limit.key, sent=sent) from None
         arriving = Arriving(self, response, first_byte, _Limit(until, "timeout"))
         try:
             yield arriving

@@ -3,20 +3,26 @@ time. What else was tried stands in the README's decisions.
 """
 
 import asyncio
+import select
+import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext
+from typing import Any
 
 import aiohttp
 import httpx2
 from yarl import URL
 
+MAX_HEAD = 65536  # bytes of a line of an answer's head: aiohttp's own 8190 are fewer than some sites' policies take
+MOST_FIELDS = 1000
+
 _NOBODY = SSLContext(PROTOCOL_TLS_CLIENT)  # has no certificates to trust
 
 _OURS: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (  # the first that fits counts
-    (aiohttp.ClientProxyConnectionError, httpx2.ProxyError),
-    (aiohttp.ClientHttpProxyError, httpx2.ProxyError),
+    (aiohttp.ClientProxyConnectionError, httpx2.ProxyError),  # a ClientConnectorError
+    (aiohttp.ClientHttpProxyError, httpx2.ProxyError),  # a ClientResponseError
     (aiohttp.ClientConnectorError, httpx2.ConnectError),
     (aiohttp.ConnectionTimeoutError, httpx2.ConnectTimeout),
     (aiohttp.ServerTimeoutError, httpx2.ReadTimeout),
@@ -79,23 +85,57 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 request.method,
                 URL(address, encoded=True),
                 headers=headers,
-                data=request.stream if "content-length" in request.headers else None,
+                data=request.stream if request.headers.get("content-length", "0") != "0" else None,
                 allow_redirects=False,
                 proxy=_proxy(request.url) if self._trust_env else None,
             )
 
     def _open(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            limit=0, use_dns_cache=False, keepalive_timeout=self._keepalive, ssl=self._tls or _NOBODY
-        )
+        connector = _Lines(limit=0, use_dns_cache=False, keepalive_timeout=self._keepalive, ssl=self._tls or _NOBODY)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
             timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout),
+            max_line_size=MAX_HEAD,
+            max_field_size=MAX_HEAD,
+            max_headers=MOST_FIELDS,
         )
         return self._session
+
+
+class _Lines(aiohttp.TCPConnector):
+    """Lines are used again only if nothing came on them unasked, and hung up on at once.
+
+    What aiohttp has no setting for: its own methods, so its minor version is pinned in pyproject.toml.
+    """
+
+    async def _get(self, *asked: Any) -> Any:
+        while (line := await super()._get(*asked)) is not None and _stirred(line):
+            line.close()
+        return line
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+        should_close = should_close or protocol.should_close
+        if should_close:
+            protocol.abort()  # TLS would wait for half a minute for the other side's farewell
+        super()._release(key, protocol, should_close=should_close)
+
+
+def _stirred(line: Any) -> bool:
+    """Whether the vendor has hung up on an idle line, or said what would be taken for the answer to somebody else.
+
+    It may be read already, or wait to be.
+    """
+    if line.protocol.should_close:
+        return True
+    socket = line.transport.get_extra_info("socket")
+    if sys.platform == "win32":
+        return bool(select.select([socket], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -150,6 +190,8 @@ def _translated() -> Iterator[None]:
 
 def _proxy(url: httpx2.URL) -> str | None:
     """The environment's proxy for an address, read as the standard library reads it."""
-    if urllib.request.proxy_bypass(url.netloc.decode("ascii")):
+    if any(urllib.request.proxy_bypass(host) for host in (url.netloc.decode("ascii"), url.host)):
         return None
-    return urllib.request.getproxies().get(url.scheme)
+    known = urllib.request.getproxies()
+    proxy = known.get(url.scheme) or known.get("all")
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"

@@ -1,17 +1,20 @@
 """aiohttp under httpx2's interface: what comes back is what httpx2's own transport would give. Real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from proxy.vendors.transport import AiohttpTransport
+from tests.end_to_end.broken import papers
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n"
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass
@@ -24,8 +27,8 @@ class Vendor:
 
 
 @asynccontextmanager
-async def saying(*answers: bytes, hangs_up: bool = False) -> AsyncIterator[Vendor]:
-    """A vendor that gives these answers on every line, and then hangs up or says nothing more."""
+async def saying(*answers: bytes, hangs_up: bool = False, unasked: bytes = b"") -> AsyncIterator[Vendor]:
+    """A vendor that gives these answers on every line, and then hangs up, says something unasked, or nothing more."""
     vendor = Vendor()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,6 +39,9 @@ async def saying(*answers: bytes, hangs_up: bool = False) -> AsyncIterator[Vendo
                 length = head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
                 vendor.heard.append(head + await reader.readexactly(int(length or 0)))
                 writer.write(answer)
+            if unasked:
+                await asyncio.sleep(0.01)
+                writer.write(unasked)
             if not hangs_up:
                 await reader.read()
 
@@ -46,12 +52,14 @@ async def saying(*answers: bytes, hangs_up: bool = False) -> AsyncIterator[Vendo
 
 
 @asynccontextmanager
-async def connected(*, max_connections: int = 2, trust_env: bool = False) -> AsyncIterator[AiohttpTransport]:
+async def connected(
+    *, max_connections: int = 2, trust_env: bool = False, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[AiohttpTransport]:
     transport = AiohttpTransport(
         max_connections=max_connections,
         keepalive=4,
         connect_timeout=0.5,
-        tls=httpx2.create_ssl_context(),
+        tls=tls or httpx2.create_ssl_context(),
         trust_env=trust_env,
     )
     try:
@@ -106,6 +114,88 @@ async def test_a_line_is_used_again() -> None:
         await call(transport, vendor.url)
 
     assert vendor.lines == 2
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["read already", "still to be read"])
+async def test_a_farewell_answers_nobody(read: bool) -> None:
+    """What a vendor says behind its answer before it hangs up is never taken for the answer to the next request."""
+    unasked = OK + b"\r\nNO"
+    for farewell in (unasked, b""):
+        async with saying(OK + b"\r\nok" + farewell, hangs_up=True) as vendor, connected() as transport:
+            for _ in range(5):
+                assert (await call(transport, vendor.url, b"x")).content == b"ok"
+                if read:
+                    await asyncio.sleep(0.02)
+                else:
+                    time.sleep(0.02)  # noqa: ASYNC251 - it has come, but this process has not seen it
+        assert vendor.lines == 5
+
+
+async def test_what_was_said_unasked_answers_nobody() -> None:
+    """An answer to nothing, on a line that stays open, is not the answer to the next request."""
+    async with saying(OK + b"\r\nok", unasked=OK + b"\r\nNO") as vendor, connected() as transport:
+        for _ in range(3):
+            assert (await call(transport, vendor.url, b"x")).content == b"ok"
+            await asyncio.sleep(0.03)
+        assert vendor.lines == 3
+
+
+async def test_long_heads_are_taken() -> None:
+    """An answer may have a header of many kilobytes, and many of them."""
+    fields = b"".join(b"x-%d: y\r\n" % n for n in range(300))
+    answer = OK + b"x-policy: " + b"z" * 40_000 + b"\r\n" + fields + b"\r\nok"
+    async with saying(answer) as vendor, connected() as transport:
+        assert len((await call(transport, vendor.url)).headers["x-policy"]) == 40_000
+
+
+@dataclass
+class Relay:
+    """Between a client and a server of TLS. Once it is `deaf` it passes nothing on, so that no farewell is answered."""
+
+    port: int
+    deaf: bool = False
+    gone: asyncio.Event = field(default_factory=asyncio.Event)  # set when the client's end of the line is closed
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner = await asyncio.open_connection("127.0.0.1", self.port)
+        with closing(writer), closing(inner), suppress(ConnectionError):
+            answering = asyncio.create_task(self._answer(inner_reader, writer))
+            while piece := await reader.read(65536):
+                if not self.deaf:
+                    inner.write(piece)
+            answering.cancel()
+        self.gone.set()
+
+    @staticmethod
+    async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(65536):
+            writer.write(piece)
+
+
+async def test_a_line_is_hung_up_on_at_once(tmp_path: Path) -> None:
+    """Over TLS, too, where a polite farewell may wait long for its answer: who takes no more, hears no more."""
+    certificates = papers(tmp_path)
+    if certificates is None:
+        pytest.skip("there is no openssl to make certificates with")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK + b"\r\no")
+            await reader.read()
+
+    trusting = ssl.create_default_context(cafile=str(certificates.root))
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=certificates.trusted) as server:
+        relay = Relay(server.sockets[0].getsockname()[1])
+        async with (
+            await asyncio.start_server(relay.talk, "127.0.0.1", 0) as front,
+            connected(tls=trusting) as transport,
+        ):
+            url = f"https://127.0.0.1:{front.sockets[0].getsockname()[1]}"
+            response = await transport.handle_async_request(httpx2.Request("GET", url))
+            relay.deaf = True
+            await response.aclose()
+            await asyncio.wait_for(relay.gone.wait(), 3)
 
 
 async def test_nothing_is_remembered_or_followed() -> None:
@@ -199,6 +289,32 @@ async def test_proxies_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 
     assert [heard.split(b"\r\n")[0] for heard in proxy.heard] == [b"GET http://vendor.test/a HTTP/1.1"]
     assert len(vendor.heard) == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "url", "asked"),
+    [
+        ({"http_proxy": "{proxy}"}, "http://vendor.test/", True),
+        ({"http_proxy": "{bare}"}, "http://vendor.test/", True),
+        ({"ALL_PROXY": "{proxy}"}, "http://vendor.test/", True),
+        ({"ALL_PROXY": "{proxy}", "NO_PROXY": "vendor.test"}, "http://vendor.test/", False),
+        ({"http_proxy": "{proxy}", "NO_PROXY": "2001:db8::1"}, "http://[2001:db8::1]/", False),
+        ({"http_proxy": "{proxy}", "NO_PROXY": "*"}, "http://vendor.test/", False),
+    ],
+)
+async def test_ways_of_naming_a_proxy(
+    environment: dict[str, str], url: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a scheme, for all schemes, with hosts that are excepted: as curl and others read it."""
+    for name in ("http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    async with saying(OK + b"\r\nok") as proxy, connected(trust_env=True) as transport:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value.format(proxy=proxy.url, bare=proxy.url.removeprefix("http://")))
+        with suppress(httpx2.TransportError):
+            await call(transport, url)
+    assert bool(proxy.heard) == asked
 
 
 async def test_a_proxy_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
