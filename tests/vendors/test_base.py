@@ -112,6 +112,15 @@ async def test_foreign_faults_become_ours(
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(("fault", "error"), [(fault, error) for fault, _, error, _ in FAULTS[:3] + FAULTS[6:]])
+async def test_calls_without_a_body(fault: Exception, error: type[ProxyError]) -> None:
+    """What has no body has no moment in which it begins: it was made unless no connection was."""
+    bot = Plain(PlainOptions(base_url="http://vendor.test"), transport=raising(fault, begun=False))
+    for call in (bot.get("/poll", until=bot.deadline()), bot.post("/rooms", None, until=bot.deadline())):
+        with pytest.raises(error):
+            await call
+
+
 async def test_a_full_pool_is_busy() -> None:
     """No free connection is our own `bot_busy`, with a time to come back."""
     bot = Plain(PlainOptions(base_url="http://vendor.test"), transport=raising(httpx2.PoolTimeout("x"), begun=False))
