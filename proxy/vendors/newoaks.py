@@ -56,8 +56,12 @@ class NewOaks(HttpBot[NewOaksOptions]):
                 self.accept(await arriving.read(), handle=turn.handle)
             decoder = JsonObjects(self.options.max_reply_bytes)
             async for piece in arriving:
-                for found in decoder.feed(piece):
-                    if text := heard.take(_without_case(found)):
+                texts: list[str] = []
+                try:
+                    for found in decoder.feed(piece):
+                        texts.append(heard.take(_without_case(found)))
+                finally:  # what came at once goes on at once, also where a fault came behind it
+                    if text := "".join(texts):
                         yield Delta(text)
                 if heard.ended:
                     await arriving.drain()
@@ -164,4 +168,4 @@ def _is_failure(found: Object) -> bool:
 
 
 def _without_case(found: object) -> Object:
-    return {str(key).lower(): value for key, value in found.items()} if isinstance(found, Mapping) else {}
+    return {str(key).lower(): value for key, value in found.items()} if isinstance(found, dict) else {}

@@ -148,11 +148,25 @@ FRAMINGS: dict[str, list[bytes]] = {
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 async def test_stream_in_either_framing(framing: str) -> None:
-    """A stream reads the same as bare lines and as SSE, and ends with the token total of the summary."""
+    """A stream reads the same as bare lines and as SSE, and ends with the token total of the summary.
+
+    What came at once is one piece, what came piece by piece is said piece by piece.
+    """
     speaker, seen = bot(FRAMINGS[framing])
     events = await said(speaker, turn(handle=KNOWN, stream=True))
-    assert events == [Delta("\nHello"), *map(Delta, WORDS[2:]), Finish(usage=Usage(4994))]
+    words = ["\nHello", *WORDS[2:]]
+    pieces = words if framing == "byte by byte" else ["".join(words)]
+    assert events == [*map(Delta, pieces), Finish(usage=Usage(4994))]
     assert json.loads(seen[0].content)["stream"] is True
+
+
+async def test_a_fault_behind_words_comes_after_them() -> None:
+    """Words that came in one read with a fault are said before it."""
+    speaker, _ = bot([lines({"content": "Hello"}, {"content": " there"}, {"Success": False, "Code": 500})])
+    events: list[Event] = []
+    with pytest.raises(VendorFailed):
+        await said(speaker, turn(handle=KNOWN, stream=True), events)
+    assert events == [Delta("Hello there")]
 
 
 @pytest.mark.parametrize(
