@@ -50,6 +50,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         self._connect_timeout = connect_timeout
         self._tls = tls
         self._trust_env = trust_env
+        self._proxies: dict[bytes, str | None] = {}  # by host: the environment is read once, not at every request
         self._session: aiohttp.ClientSession | None = None  # belongs to the event loop that runs at the first request
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -78,16 +79,18 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
     async def _send(self, request: httpx2.Request) -> aiohttp.ClientResponse:
         session = self._session or self._open()
-        address = str(request.url)
+        host = request.url.netloc
+        if host not in self._proxies:
+            self._proxies[host] = _proxy(request.url) if self._trust_env else None
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw]
         with _translated():
             return await session.request(
                 request.method,
-                URL(address, encoded=True),
+                URL(str(request.url), encoded=True),
                 headers=headers,
                 data=request.stream if request.headers.get("content-length", "0") != "0" else None,
                 allow_redirects=False,
-                proxy=_proxy(request.url) if self._trust_env else None,
+                proxy=self._proxies[host],
             )
 
     def _open(self) -> aiohttp.ClientSession:
