@@ -41,21 +41,32 @@ class Row:
     faults: Counter[str] = field(default_factory=Counter)
     ways: Counter[str] = field(default_factory=Counter)
     added: list[float] = field(default_factory=list)
+    stalled: int = 0
+
+
+LOST_BY_STALL = (
+    "rebuilt store-unavailable",
+    "rebuilt unknown-history",
+)  # a look-up, or the parking before it, too late
+STALLS = 200  # of the last stalls are looked at
 
 
 @dataclass
 class Ledger:
-    """What all clients saw. `outages`: when the store was away, by the monotonic clock; the last may be open."""
+    """What all clients saw. `outages`: when the store was away, by the monotonic clock; the last may be open.
+
+    `stalls`: when the machine stood still, which another process saw.
+    """
 
     rows: defaultdict[str, Row] = field(default_factory=lambda: defaultdict(Row))
     phase: str = "start"
     outages: list[list[float]] = field(default_factory=list)
+    stalls: list[tuple[float, float]] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     garbled: list[str] = field(default_factory=list)
     checked: int = 0
     wrong: int = 0
     retried: dict[str, str] = field(default_factory=dict)  # turns asked again after leaving, and how that was answered
-    lags: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     faults: "cycle[str]" = field(default_factory=lambda: cycle(FAULTS))  # in turn, so that each has its share
 
     GRACE = 2.0  # seconds until the store is surely used again
@@ -68,6 +79,10 @@ class Ledger:
     def is_out(self, since: float, until: float = float("inf")) -> bool:
         """Whether the store was away at some time between these."""
         return any(start <= until and since <= end + self.GRACE for start, end in self.outages)
+
+    def stood_still(self, since: float, until: float) -> bool:
+        """Whether the machine did at some time between these: then times say nothing, and a store may seem lost."""
+        return any(start <= until and since <= end for start, end in self.stalls[-STALLS:])
 
     def complain(self, where: list[str], what: str) -> None:
         """Count what must not be, and write the first of it down."""
@@ -299,12 +314,15 @@ class Client:
             return
         out = self._ledger.is_out(self._since, now)
         row.ways[how] += 1
-        if self._wanted and not out and not how.startswith(tuple(self._wanted)):
+        lost = how in LOST_BY_STALL and self._ledger.stood_still(self._since, now)
+        if self._wanted and not out and not lost and not how.startswith(tuple(self._wanted)):
             raise Unexpected(f"{turn.name} of {self._model} is {how!r} instead of {self._wanted}")
         turns = self._turn_of_room + 1
         if self._wanted == ("continued exact",) and how == "continued exact" and int(match[2]) != turns:
             raise Unexpected(f"{turn.name} of {self._model} is turn {match[2]} and not {turns} of its conversation")
-        if turn.fault == "none" and self._wanted:
+        if self._ledger.stood_still(self._asked, now):
+            row.stalled += 1
+        elif turn.fault == "none" and self._wanted:
             row = self._ledger.rows["outage"] if out else row
             row.added.append((now - self._asked) * 1000 - float(match[4]))
         self._held.append(Exchange(turn.name, turn.text, text))

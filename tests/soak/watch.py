@@ -1,14 +1,32 @@
-"""What can be seen of a running proxy from outside: its memory, what it holds open, and what it says it is doing."""
+"""What can be seen of a running proxy from outside: its memory, what it holds open, and what it says it is doing.
+
+And of the machine below it: when it stood still.
+"""
 
 import os
 import re
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import linear_regression
+from threading import Thread
+from typing import IO
 
 from tests.end_to_end.callers import call
+
+STILL = 0.1  # seconds that a processor gave nobody, of a machine that shares it with others
+_WATCH = f"""
+import os, sys, time
+os.sched_setaffinity(0, [int(sys.argv[1])])
+while True:
+    slept = time.monotonic()
+    time.sleep(0.02)
+    if (woke := time.monotonic()) > slept + 0.02 + {STILL}:
+        print(slept, woke, flush=True)
+"""
 
 GAUGES = ("parley_tasks", "parley_turns_running", "parley_turns_waiting")
 
@@ -62,3 +80,27 @@ def slope(samples: Sequence[tuple[float, float]]) -> float:
 def quantile(values: Sequence[float], share: float) -> float:
     """The smallest value that this share of them does not exceed; NaN for none."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)] if values else float("nan")
+
+
+@contextmanager
+def stalls() -> Iterator[list[tuple[float, float]]]:
+    """When this machine stood still meanwhile, by the monotonic clock: a process on each processor sleeps and looks."""
+    seen: list[tuple[float, float]] = []
+
+    def read(told: IO[str]) -> None:
+        for line in told:
+            since, until = map(float, line.split())
+            seen.append((since, until))
+
+    with ExitStack() as stack:
+        for processor in sorted(os.sched_getaffinity(0)):
+            watcher = subprocess.Popen(
+                [sys.executable, "-c", _WATCH, str(processor)], stdout=subprocess.PIPE, text=True
+            )
+            assert watcher.stdout is not None
+            reader = Thread(target=read, args=(watcher.stdout,), daemon=True)
+            reader.start()
+            stack.enter_context(watcher)
+            stack.callback(reader.join)
+            stack.callback(watcher.kill)
+        yield seen
