@@ -91,8 +91,8 @@ def assemble(
             await rates.aclose()
 
     app = Starlette(
-        routes=[*_doors(config, relay, models, rates), *_probes(relay, store), *_counters(config, metrics, relay)],
-        middleware=_middleware(config, relay),
+        routes=[*_doors(config, relay, models), *_probes(relay, store), *_counters(config, metrics, relay)],
+        middleware=_middleware(config, relay, rates),
         exception_handlers={HTTPException: _pass_on, ProxyError: _pass_on},
         lifespan=lifespan,
     )
@@ -120,7 +120,7 @@ def _rules(config: Config) -> Rules:
     )
 
 
-def _doors(config: Config, relay: Relay, models: dict[str, Model], rates: RateCounter | None) -> list[Route]:
+def _doors(config: Config, relay: Relay, models: dict[str, Model]) -> list[Route]:
     table = Models(models, created=int(time.time()))
     conversation = config.conversation
     door = functools.partial(
@@ -131,12 +131,11 @@ def _doors(config: Config, relay: Relay, models: dict[str, Model], rates: RateCo
         limits=Limits(config.server.max_body_bytes, config.server.heartbeat),
         log_content=config.server.log.content,
     )
-    keyed = functools.partial(Authenticate, keys=_keys(config), rates=rates)
-    return [  # each by itself and the busiest first: what routes are nested in is paid for with every chunk
-        Route("/v1/chat/completions", keyed(door(parse, Chat)), methods=["POST"]),
-        Route("/v1/completions", keyed(door(parse_completion, Text)), methods=["POST"]),
-        Route("/v1/models", keyed(ModelList(table)), methods=["GET"]),
-        Route("/v1/models/{id:path}", keyed(ModelCard(table)), methods=["GET"]),
+    return [  # the busiest first, and in no router of their own: all around a stream is paid for with every chunk
+        Route("/v1/chat/completions", door(parse, Chat), methods=["POST"]),
+        Route("/v1/completions", door(parse_completion, Text), methods=["POST"]),
+        Route("/v1/models", ModelList(table), methods=["GET"]),
+        Route("/v1/models/{id:path}", ModelCard(table), methods=["GET"]),
     ]
 
 
@@ -192,8 +191,8 @@ def _counters(config: Config, metrics: "Metrics | None", relay: Relay) -> list[R
     return [Route("/metrics", tell, middleware=keyed)]
 
 
-def _middleware(config: Config, relay: Relay) -> list[Middleware]:
-    """Outermost first: what names every request, lets browsers in, answers every fault, shuts the door."""
+def _middleware(config: Config, relay: Relay, rates: RateCounter | None) -> list[Middleware]:
+    """Outermost first: names every request, lets browsers in, answers every fault, shuts the door, asks for keys."""
     layers = [Middleware(AccessLine)]
     if config.server.cors_origins:
         layers.append(
@@ -205,7 +204,8 @@ def _middleware(config: Config, relay: Relay) -> list[Middleware]:
                 expose_headers=EXPOSED_HEADERS,
             )
         )
-    return [*layers, Middleware(Envelope), Middleware(Gate, relay=relay)]
+    keyed = Middleware(Authenticate, keys=_keys(config), rates=rates, under="/v1/")
+    return [*layers, Middleware(Envelope), Middleware(Gate, relay=relay), keyed]
 
 
 class Gate:

@@ -17,15 +17,21 @@ ANYBODY = Key("anybody")
 class Authenticate:
     """ASGI middleware: puts the caller's Key into the scope. Without keys the proxy is open and everyone is anybody.
 
-    With `rates` callers are kept to their requests a minute, by name.
+    With `rates` callers are kept to their requests a minute, by name. What is not `under` this path passes unseen.
     """
 
-    def __init__(self, app: App, keys: Sequence[Key], rates: RateCounter | None = None) -> None:
+    def __init__(self, app: App, keys: Sequence[Key], rates: RateCounter | None = None, under: str = "/") -> None:
         self._app = app
         self._keys = keys
         self._rates = rates
+        self._under = under
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(self._under):
+            await self._admit(scope)
+        await self._app(scope, receive, send)
+
+    async def _admit(self, scope: Scope) -> None:
         key = scope["parley.key"] = self._caller(Headers(scope=scope)) if self._keys else ANYBODY
         scope["parley"]["key"] = key.name
         if self._rates is not None and key.requests_per_minute:
@@ -33,7 +39,6 @@ class Authenticate:
             if seconds:
                 told = f"This key may make {key.requests_per_minute} requests a minute: try again in a moment"
                 raise RateLimited(told, retry_after=seconds)
-        await self._app(scope, receive, send)
 
     def _caller(self, headers: Headers) -> Key:
         scheme, _, presented = headers.get("authorization", "").partition(" ")

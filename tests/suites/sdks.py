@@ -206,6 +206,8 @@ def _prompt() -> Iterator[Stage]:
     away = {"vendor": "quickchat", "base_url": "http://127.0.0.1:9", "token": "token", "scenario_id": "scenario"}
     models = {"newoaks": {**calm, "aliases": ["team/gpt"]}, "quickchat": calm, "misterturing": calm}
     with stage(models={**models, "away": calm | away}, keys=KEYS, conversation={"linger": 0}) as built:
+        for vendor in (built.simulator.newoaks, built.simulator.misterturing):
+            vendor.gap = 0.005  # what comes at once goes on as one piece
         yield built
 
 

@@ -148,10 +148,7 @@ FRAMINGS: dict[str, list[bytes]] = {
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 async def test_stream_in_either_framing(framing: str) -> None:
-    """A stream reads the same as bare lines and as SSE, and ends with the token total of the summary.
-
-    What came at once is one piece, what came piece by piece is said piece by piece.
-    """
+    """A stream reads the same as bare lines and as SSE, with the summary's total; what came at once is one piece."""
     speaker, seen = bot(FRAMINGS[framing])
     events = await said(speaker, turn(handle=KNOWN, stream=True))
     words = ["\nHello", *WORDS[2:]]
