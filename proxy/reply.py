@@ -136,7 +136,6 @@ class Listener:
     def __init__(self, replies: Sequence[Reply]) -> None:
         self._replies = replies
         self._heard = [0] * len(replies)
-        self._whole = [False] * len(replies)
         self._left = False
         self._bell: asyncio.Future[None] | None = None
 
@@ -180,11 +179,10 @@ class Listener:
             said = reply._said[self._heard[choice] :]
             self._heard[choice] += len(said)
             found += [(choice, event) for event in said]
-            self._whole[choice] = reply.complete
         if not found:
             for reply in self._replies:
                 reply._check()
-        elif False not in self._whole:
+        elif all(reply.complete for reply in self._replies):
             for reply in self._replies:  # all or none: who asks once more is told every choice again
                 reply._was_heard_out()
         return found

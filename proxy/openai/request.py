@@ -87,8 +87,7 @@ def _checked(body: bytes, checks: Mapping[str, Check]) -> dict[str, Any]:
         check = checks.get(name)
         if value is not None and check is not None and (wrong := check(value)):
             raise InvalidRequest(f"`{name}` {wrong}", param=name, code=_code(wrong))
-    if not _REFUSABLE.isdisjoint(fields):
-        _refuse(fields)
+    _refuse(fields)
     usage = (fields.get("stream_options") or {}).get("include_usage")
     if usage is not None and not isinstance(usage, bool):
         at = "stream_options.include_usage"
@@ -259,28 +258,27 @@ HONOURED = frozenset({*_HONOURED, "messages", "max_completion_tokens"})
 HONOURED_IN_COMPLETIONS = frozenset({*_HONOURED, "prompt"})
 
 
-_REFUSABLE = frozenset(
-    ("logprobs", "echo", "top_logprobs", "audio", "modalities", "tool_choice", "function_call", "response_format")
-)
+def _is_strict(response_format: Any) -> bool:
+    schema = (response_format or {}).get("json_schema")
+    return isinstance(schema, dict) and schema.get("strict") is True
+
+
+_REFUSED: Mapping[str, Callable[[Any], bool]] = {  # whether a value asks for what no bot here can give
+    "logprobs": lambda value: not _asks_nothing(value),
+    "echo": lambda value: value is True,
+    "top_logprobs": lambda value: value is not None,
+    "audio": lambda value: value is not None,
+    "modalities": lambda value: any(kind != "text" for kind in value or ()),
+    "tool_choice": lambda value: value == "required" or isinstance(value, dict),
+    "function_call": lambda value: isinstance(value, dict),
+    "response_format": _is_strict,
+}
 
 
 def _refuse(fields: Mapping[str, Any]) -> None:
     """Refuse what would change the answer's form or meaning in a way that a client relies on."""
-    schema = (fields.get("response_format") or {}).get("json_schema")
-    modalities = fields.get("modalities") or []
-    choice = fields.get("tool_choice")
-    wanted = {
-        "logprobs": not _asks_nothing(fields.get("logprobs")),
-        "echo": fields.get("echo") is True,
-        "top_logprobs": fields.get("top_logprobs") is not None,
-        "audio": fields.get("audio") is not None,
-        "modalities": any(kind != "text" for kind in modalities),
-        "tool_choice": choice == "required" or isinstance(choice, dict),
-        "function_call": isinstance(fields.get("function_call"), dict),
-        "response_format": isinstance(schema, dict) and schema.get("strict") is True,
-    }
-    for name, asked in wanted.items():
-        if asked:
+    for name, asks in _REFUSED.items():
+        if name in fields and asks(fields[name]):
             raise InvalidRequest(
                 f"`{name}` asks for something that the bots behind this proxy cannot give; leave it out",
                 param=name,

@@ -16,10 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pytest
-
 from proxy.simulator import Simulator
-from tests.conftest import demo_models, served
+from tests.conftest import demo_models
 from tests.end_to_end.callers import (
     Answer,
     Chat,
@@ -101,14 +99,6 @@ def started(*arguments: str, at: Path, env: Mapping[str, str] | None = None) -> 
         assert match, said
         running.url = match[1]
         yield running
-
-
-@pytest.fixture
-def backstage() -> Iterator[tuple[Simulator, str]]:
-    """Simulated vendors, and their address."""
-    simulator = Simulator()
-    with served(simulator.app) as url:
-        yield simulator, url
 
 
 def config_at(path: Path, backstage: tuple[Simulator, str], **sections: Any) -> str:

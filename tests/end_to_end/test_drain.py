@@ -16,7 +16,7 @@ import pytest
 
 from proxy.simulator import Simulator
 from proxy.simulator.faults import Fault
-from tests.conftest import demo_models, served
+from tests.conftest import demo_models
 from tests.end_to_end.callers import Answer, Chat, Line, call, calling, heard_by, question, soon
 from tests.end_to_end.test_commands import Running, config_at, started
 from tests.stores.servers import redis_server
@@ -27,15 +27,6 @@ GRACE = 6.0  # seconds; a busy machine must check the doors and end the streams 
 SOON = 5.0  # seconds after the grace in which the process must be gone, on a busy machine
 WORDS = " ".join(f"word{number}" for number in range(12))
 ROOM = {"max_connections": 300, "max_concurrency": 300, "queue": 1}
-
-
-@pytest.fixture
-def backstage() -> Iterator[tuple[Simulator, str]]:
-    """Simulated vendors, and their address."""
-    simulator = Simulator()
-    with served(simulator.app) as url:
-        yield simulator, url
-    assert [violation for vendor in simulator.vendors.values() for violation in vendor.violations] == []
 
 
 @dataclass

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from proxy.simulator import Simulator
-from tests.conftest import served
 from tests.end_to_end.callers import Heard, Request, Way, soon
 from tests.end_to_end.test_commands import Running, command, config_at, started
 from tests.end_to_end.test_workers import MODELS, Talk, check, check_losses, talks, workers
@@ -27,15 +26,6 @@ CROWD = 15
 LONGEST_LIFE = 0.6  # seconds under load
 
 pytestmark = pytest.mark.timeout(60 + 15 * KILLS)
-
-
-@pytest.fixture
-def backstage() -> Iterator[tuple[Simulator, str]]:
-    """Simulated vendors, and their address."""
-    simulator = Simulator()
-    with served(simulator.app) as url:
-        yield simulator, url
-    assert [violation for vendor in simulator.vendors.values() for violation in vendor.violations] == []
 
 
 class Mortal:

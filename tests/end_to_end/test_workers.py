@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from proxy.simulator import Simulator, Vendor
-from tests.conftest import served
 from tests.end_to_end.callers import Answer, Chat, Line, Refused, call, calling, question, raw_plain, raw_stream, soon
 from tests.end_to_end.test_commands import ROOT, Running, config_at, started
 from tests.stores.servers import redis_server
@@ -29,15 +28,6 @@ SQLITE = "sqlite:///parley.db"  # in the directory that the command is started i
 BROKEN = (OSError, asyncio.IncompleteReadError, Refused)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="this system shows no connections")
-
-
-@pytest.fixture
-def backstage() -> Iterator[tuple[Simulator, str]]:
-    """Simulated vendors, and their address."""
-    simulator = Simulator()
-    with served(simulator.app) as url:
-        yield simulator, url
-    assert [violation for vendor in simulator.vendors.values() for violation in vendor.violations] == []
 
 
 @contextmanager
