@@ -17,6 +17,7 @@ from yarl import URL
 
 MAX_HEAD = 65536  # bytes of a line of an answer's head: aiohttp's own 8190 are fewer than some sites' policies take
 MOST_FIELDS = 1000
+PIECE = 65536  # bytes of a body that are handed on at once, however much has come
 
 _NOBODY = SSLContext(PROTOCOL_TLS_CLIENT)  # has no certificates to trust
 
@@ -155,7 +156,7 @@ class _Body(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with _translated():
-            while piece := await self._response.content.readany():
+            while piece := await self._response.content.read(PIECE):
                 yield piece
 
     async def aclose(self) -> None:
