@@ -13,7 +13,8 @@ from typing import Any
 MAX_LINE = 1 << 20
 _EOL = re.compile(r"\r\n|\r|\n")
 _SKIPPED = re.compile(r"(?:[\s\ufeff]|data:|(?:event|id|retry)?:[^\r\n]*[\r\n]|\[DONE\])*")
-_FIELDS = ("data:", "event:", "id:", "retry:", ":", "[DONE]")
+_LINES = ("event:", "id:", "retry:", ":")  # dropped with all up to the end of their line
+_FIELDS = ("data:", "[DONE]", *_LINES)
 _DATA = re.compile(r"(?<=[\r\n])[ \t\ufeff]*data:")  # amid an object that is spread over several lines
 _DECODER = json.JSONDecoder()
 _MARK = re.compile(r'\\.|["{}]', re.DOTALL)
@@ -99,7 +100,7 @@ class EventStream:
         return events
 
 
-MAX_FIELD = 4096  # characters of a comment or a field that is still open: it is looked at anew with every piece
+MAX_FIELD = 4096  # characters of a comment or a field that is still open
 
 
 class JsonObjects:
@@ -118,9 +119,11 @@ class JsonObjects:
         self._quoted = False
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        text = self._rest + self._text.feed(data)
+        fresh = self._text.feed(data)
+        text = self._rest + fresh
+        is_open = not self._depth and self._rest.startswith(_LINES) and not _EOL.search(fresh)
         found: list[dict[str, Any]] = []
-        at = self._skip(text, 0)
+        at = 0 if is_open else self._skip(text, 0)
         while self._depth or text.startswith("{", at):
             if not self._depth and (whole := self._whole(text, at)):
                 found.append(whole[0])
