@@ -37,17 +37,8 @@ if TYPE_CHECKING:
 
 LOOKED = 1.0  # seconds after which a worker looks again at what it is doing, for the metrics of all
 
-EXPOSED_HEADERS = [
-    "x-request-id",
-    "openai-processing-ms",
-    "x-should-retry",
-    "retry-after",
-    "x-parley-conversation",
-    "x-parley-reason",
-    "x-parley-usage",
-    "x-parley-ignored",
-    "x-parley-no-answer",
-]
+EXPOSED_HEADERS = ["x-request-id", "openai-processing-ms", "x-should-retry", "retry-after"]
+EXPOSED_HEADERS += [f"x-parley-{name}" for name in ("conversation", "reason", "usage", "ignored", "no-answer")]
 
 
 def create_app(config: Config, *, workers: int = 1) -> Starlette:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
@@ -15,17 +15,14 @@ from proxy.errors import (
     InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
-    NoAnswer,
     NotFound,
     ProxyError,
     RateLimited,
     RequestTooLarge,
     ShuttingDown,
     Unauthorized,
-    VendorAuthFailed,
     VendorError,
     VendorRateLimited,
-    VendorRefused,
     VendorTimeout,
     VendorUnavailable,
 )
@@ -54,12 +51,9 @@ ROWS: Mapping[type[ProxyError], Row] = {  # the nearest ancestor's row counts
     VendorRateLimited: Row(429, "rate_limit_error", True),
     ShuttingDown: Row(503, "api_error", True),
     VendorError: Row(502, "api_error", False),
-    VendorAuthFailed: Row(502, "api_error", False),
-    VendorRefused: Row(502, "api_error", False),
     VendorUnavailable: Row(502, "api_error", True),
     BotResting: Row(503, "api_error", True),
     VendorTimeout: Row(504, "api_error", False),
-    NoAnswer: Row(502, "api_error", False),
 }
 
 # What else of OpenAI's API clients ask for.
@@ -95,6 +89,15 @@ def headers(fault: ProxyError) -> list[tuple[bytes, bytes]]:
     if isinstance(fault, ShuttingDown | RequestTooLarge):
         lines.append((b"connection", b"close"))
     return lines
+
+
+async def send_json(
+    send: Send, body: bytes, headers: Sequence[tuple[bytes, bytes]] = (), *, status: int = 200, more: bool = False
+) -> None:
+    """Send a response whose body is JSON; with `more` it is not over yet, though nothing will be added."""
+    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 class Envelope:
@@ -153,11 +156,8 @@ def _from_routing(fault: HTTPException, scope: Scope) -> ProxyError:
 
 async def answer(send: Send, fault: ProxyError, receive: Receive) -> None:
     """Send an error as a whole response. Who is still sending gets a while to hear it before the line is cut."""
-    body = envelope(fault)
-    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers(fault)]
-    await send({"type": "http.response.start", "status": row(fault).status, "headers": lines})
     still_sending = isinstance(fault, RequestTooLarge)
-    await send({"type": "http.response.body", "body": body, "more_body": still_sending})
+    await send_json(send, envelope(fault), headers(fault), status=row(fault).status, more=still_sending)
     if still_sending:
         with suppress(TimeoutError):
             await asyncio.wait_for(_hear_out(receive), PATIENCE)

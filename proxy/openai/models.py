@@ -6,6 +6,7 @@ import orjson
 
 from proxy.errors import ModelNotFound
 from proxy.messages import Key
+from proxy.openai.errors import send_json
 from proxy.relay import Model
 from proxy.telemetry import Receive, Scope, Send
 
@@ -35,11 +36,9 @@ class Models:
 
     def described(self, name: str, model: Model) -> dict[str, object]:
         """A model object; `owned_by` is the kind of the bot behind it."""
-        described: dict[str, object] = {"id": name, "object": "model", "created": self._created}
-        described["owned_by"] = model.options.vendor
-        if model.options.description:
-            described["description"] = model.options.description
-        return described
+        options = model.options
+        card: dict[str, object] = {"id": name, "object": "model", "created": self._created, "owned_by": options.vendor}
+        return {**card, "description": options.description} if options.description else card
 
 
 class ModelList:
@@ -49,7 +48,7 @@ class ModelList:
         self._models = models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _send(send, {"object": "list", "data": self._models.listed(scope["parley.key"])})
+        await send_json(send, orjson.dumps({"object": "list", "data": self._models.listed(scope["parley.key"])}))
 
 
 class ModelCard:
@@ -60,11 +59,5 @@ class ModelCard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = scope["path_params"]["id"]
-        await _send(send, self._models.described(name, self._models.find(name, scope["parley.key"])))
-
-
-async def _send(send: Send, value: object) -> None:
-    body = orjson.dumps(value)
-    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": lines})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+        found = self._models.find(name, scope["parley.key"])
+        await send_json(send, orjson.dumps(self._models.described(name, found)))
