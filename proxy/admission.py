@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from proxy.errors import BotResting, RateLimited, VendorError, VendorFailed, VendorTimeout, VendorUnavailable
 from proxy.messages import BotLoad
@@ -63,14 +63,14 @@ class Admission:
             self._waiting -= 1
         self._running += 1
         try:
-            async with self._watched(sibling):
+            with self._watched(sibling):
                 yield
         finally:
             self._running -= 1
             self._slots.release()
 
-    @asynccontextmanager
-    async def _watched(self, sibling: bool) -> AsyncIterator[None]:
+    @contextmanager
+    def _watched(self, sibling: bool) -> Iterator[None]:
         self._check_rest(sibling)  # it may have begun while this turn stood in line
         trying = self._is_closed and not self._trying
         self._trying = self._trying or trying

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from itertools import groupby, islice
 from operator import attrgetter
 from secrets import token_hex
+from typing import NamedTuple
 
 from proxy.messages import Handle, Message, Parked
 from proxy.ports import PER_HEAD
@@ -40,12 +41,11 @@ class Partition:
 
     def digest(self) -> bytes:
         """Equal for equal partitions only."""
-        told = "" if self.scope else fields_digest(self.forwarded).hex()
+        told = "" if self.scope or not self.forwarded else fields_digest(self.forwarded).hex()
         return pack((self.tenant, self.model, self.bot, self.end_user, self.scope, told))
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation:
+class Continuation(NamedTuple):
     """How a request is answered: `how` and `reason` as the client is told them, the entry to take if there is one,
     the messages that the vendor conversation has not seen and must be told of by a recap, and whether it was told
     another system prompt."""
@@ -68,8 +68,7 @@ class Continuation:
         return self.parked is not None and "renamed" in self.parked.marks
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(NamedTuple):
     """One tier of matching: where to look, how many messages each of these heads covers where it is not all, and
     which of the entries found there fit where not all do."""
 
@@ -109,11 +108,11 @@ class Conversation:
         self._priming = chain.fingerprint(priming) if terms.scoped else ""
         self._expired = False
         self.ambiguous = False  # more than one conversation may be the one that is meant
-        self._entries = tuple(canonical(chat.history))
+        self._entries = canonical(chat.history)
         self._last = self._entries[-1] if self._entries else None
         self.before = chain.head_of(self._entries[:-1])
         self._head = chain.head_of(self._entries[-1:], self.before)
-        self._turn = tuple(canonical(chat.turn))
+        self._turn = canonical(chat.turn)
         self.asked = chain.head_of(self._turn, self._head)
 
     def stages(self) -> Iterator[Stage]:
@@ -206,7 +205,7 @@ class Conversation:
 
         `renamed`: the vendor changed the handle by itself, so it is found by the whole history and not otherwise.
         """
-        said = tuple(canonical([Message("assistant", reply)]))
+        said = canonical([Message("assistant", reply)])
         marks = {"renamed": "yes"} if renamed else {}
         if self._terms.scoped:
             marks["priming"] = self._priming

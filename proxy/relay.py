@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from secrets import token_bytes
@@ -180,7 +180,7 @@ class Relay:
     ) -> None:
         """From the best conversation there is; from a new one if the vendor has forgotten that."""
         if utility:
-            continuation = replace(conversation.rebuilt(""), how="utility")
+            continuation = conversation.rebuilt("")._replace(how="utility")
         elif reply.ask.choice:  # beside the first, which may take what there is
             continuation = conversation.rebuilt("in-use")
         else:
@@ -277,6 +277,6 @@ def _told(model: Model, plain: Turn, continuation: Continuation) -> tuple[Contin
         if options.recap == "forward" and options.recap_max_chars:
             block = recap(continuation.untold, max_chars=options.recap_max_chars, wording=options.recap_text)
         elif continuation.how == "rebuilt":
-            continuation = replace(continuation, reason="recap-off")
+            continuation = continuation._replace(reason="recap-off")
     handle = continuation.parked.handle if continuation.parked is not None else None
-    return continuation, replace(plain, handle=handle, recap=block, priming_changed=continuation.priming_changed)
+    return continuation, plain._replace(handle=handle, recap=block, priming_changed=continuation.priming_changed)

@@ -7,13 +7,12 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from math import inf
-from types import TracebackType
 from typing import Self
 
 from proxy.errors import InvalidRequest, RateLimited, ShuttingDown
 from proxy.messages import Ask, Delta, Finish, Parked, TurnRecord
+from proxy.patience import Alarm
 
 Said = Delta | Finish
 
@@ -137,16 +136,17 @@ class Listener:
         self._replies = replies
         self._heard = [0] * len(replies)
         self._left = False
+        self._loop = asyncio.get_running_loop()
         self._bell: asyncio.Future[None] | None = None
+        self._alarm = Alarm(self.ring)
 
     def __enter__(self) -> Self:
         for reply in self._replies:
             reply._join(self)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
+        self._alarm.end()
         for reply in self._replies:
             reply._leave(self)
 
@@ -176,9 +176,10 @@ class Listener:
             raise ListenerLeft
         found: list[tuple[int, Said]] = []
         for choice, reply in enumerate(self._replies):
-            said = reply._said[self._heard[choice] :]
-            self._heard[choice] += len(said)
-            found += [(choice, event) for event in said]
+            heard, said = self._heard[choice], len(reply._said)
+            if heard < said:
+                found += [(choice, event) for event in reply._said[heard:]]
+                self._heard[choice] = said
         if not found:
             for reply in self._replies:
                 reply._check()
@@ -188,15 +189,14 @@ class Listener:
         return found
 
     async def _wait(self, timeout: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        self._bell = loop.create_future()
-        timer = loop.call_later(timeout, self.ring) if timeout is not None else None
+        self._bell = self._loop.create_future()
+        if timeout is not None:
+            self._alarm.set(self._loop.time() + timeout)
         try:
             await self._bell
         finally:
             self._bell = None
-            if timer is not None:
-                timer.cancel()
+            self._alarm.unset()
 
 
 class Replies:
@@ -227,17 +227,18 @@ class Replies:
         has all the listeners it may have.
         """
         now = asyncio.get_running_loop().time()
-        body, until = self._keys.get((ask.tenant, ask.idempotency_key), (ask.body, 0.0))
-        if body != ask.body and now < until:
+        body, until = self._keys.get((ask.tenant, ask.idempotency_key), (b"", 0.0))
+        if now < until and body != ask.body():
             raise InvalidRequest(
                 "This Idempotency-Key was used for another body a moment ago: use a new one for every new request",
                 code="idempotency_key_reused",
             )
         for reply in self._by_head.get(asked, ()):
-            if (reply.ask.body, reply.ask.choice) != (ask.body, ask.choice) or reply.heard_out.done() or reply.stopping:
+            if reply.ask.choice != ask.choice or reply.heard_out.done() or reply.stopping:
                 continue
             theirs, ours = reply.ask.idempotency_key, ask.idempotency_key
-            if ours == theirs != "" or (ask.repeated and not (ours and theirs)):
+            again = ours == theirs != "" or (ask.repeated and not (ours and theirs))
+            if again and reply.ask.body() == ask.body():
                 if reply.crowded:
                     crowd = "Too many requests are waiting for this one reply: hang up before asking again"
                     raise RateLimited(crowd, code="bot_busy", retry_after=1)
@@ -249,7 +250,7 @@ class Replies:
         while self._keys and next(iter(self._keys.values()))[1] <= now:
             self._keys.popitem(last=False)
         if ask.idempotency_key:
-            self._keys[ask.tenant, ask.idempotency_key] = ask.body, until
+            self._keys[ask.tenant, ask.idempotency_key] = ask.body(), until
             self._keys.move_to_end((ask.tenant, ask.idempotency_key))
             if len(self._keys) > MOST_KEYS:
                 self._keys.popitem(last=False)
@@ -262,7 +263,8 @@ class Replies:
         if not told or reply.parked is None or len(reply.text) > LONGEST_REMEMBERED:
             self.forget(reply)
             return
-        reply.ask = replace(reply.ask, messages=())  # it is remembered for long after the bot was told
+        body = reply.ask.body()
+        reply.ask = reply.ask._replace(messages=(), body=lambda: body)  # remembered for long after the bot was told
         self._unheard[reply] = loop.call_later(REMEMBERED, self.forget, reply)
         if len(self._unheard) > MOST_REMEMBERED:
             self.forget(next(iter(self._unheard)))

@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from proxy.conversation import Continuation, Conversation, Stage
 from proxy.errors import StoreUnavailable
@@ -44,7 +43,7 @@ class Seats:
                 found = await self._store.find(stage.labels)
                 for continuation in conversation.matches(stage, found, self._clock()):
                     if taken := await self._store.take(continuation.entry.id):
-                        return replace(continuation, parked=taken)
+                        return continuation._replace(parked=taken)
                     in_use = True
         except StoreUnavailable:
             return conversation.rebuilt("store-unavailable")

@@ -1,6 +1,7 @@
 """Serving: sockets and uvicorn, with a patient end. Knows of the application only that it has a relay to wait for."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -43,6 +44,7 @@ class Server(uvicorn.Server):
         """Start serving, and say so."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        gc.freeze()  # what is here now stays: the collector need not look at it again and again while turns run
         if not self.should_exit:
             self._announce()
 

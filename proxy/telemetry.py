@@ -5,7 +5,8 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from json import dumps
+from functools import lru_cache
+from json import JSONEncoder, dumps
 from secrets import token_hex
 from typing import Any
 
@@ -95,12 +96,20 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+_JSON = JSONEncoder(ensure_ascii=False, default=str)
+
+
+@lru_cache(maxsize=1)
+def _second(time_of_it: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_of_it))
+
+
 class JsonLines(logging.Formatter):
     """One JSON object a line; an exception is told by its class and where it was raised, never by its message."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
@@ -108,7 +117,7 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = record.exc_info[0].__name__
             line["at"] = _where(record)
-        return dumps(line, ensure_ascii=False, default=str)
+        return _JSON.encode(line)
 
 
 class PlainLines(JsonLines):

@@ -113,7 +113,8 @@ class House:
         self.model = Model("model", self.bot, ModelOptions(vendor="scripted", **options))
 
     async def ask(self, *chat: Message, **more: Any) -> Reply:
-        return await self.relay.ask(self.model, Ask("tenant", chat, **more))
+        body: bytes = more.pop("body", b"")
+        return await self.relay.ask(self.model, Ask("tenant", chat, body=lambda: body, **more))
 
     async def told(self, *chat: Message, **more: Any) -> tuple[str, TurnRecord]:
         reply = await self.ask(*chat, **more)

@@ -48,6 +48,7 @@ FLOORS = {
     "config": 1,
     "telemetry": 1,
     "messages": 0,
+    "patience": 0,
     "errors": 0,
 }
 

@@ -5,7 +5,6 @@ import gc
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,7 +93,7 @@ async def test_partitions_are_kept_apart(more: dict[str, str]) -> None:
     asked = [Message("system", more.pop("priming"))] if "priming" in more else []
     asked += [*chat, user("b")]
 
-    reply = await house.relay.ask(house.model, replace(Ask("tenant", asked), **more))  # type: ignore[arg-type]
+    reply = await house.relay.ask(house.model, Ask("tenant", asked)._replace(**more))  # type: ignore[arg-type]
     await reply.ended
 
     assert reply.record.how == "rebuilt"
@@ -572,7 +571,7 @@ async def test_a_used_idempotency_key_wants_the_same_body() -> None:
         await house.ask(user("b"), body=b"2", **KEYED)
 
     assert refused.value.code == "idempotency_key_reused"
-    await house.relay.ask(house.model, Ask("other", [user("b")], body=b"2", idempotency_key="k-1"))
+    await house.relay.ask(house.model, Ask("other", [user("b")], body=lambda: b"2", idempotency_key="k-1"))
     await house.told(user("a"), body=b"1", **KEYED)
 
 
@@ -630,6 +629,9 @@ class LateStore(MemoryStore):
 
     async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
         return await super().find(labels if self.reached else [])
+
+    async def take_newest(self, label: str) -> Parked | None:
+        return await super().take_newest(label) if self.reached else None
 
 
 async def test_without_a_secret_of_its_own_the_store_keeps_one() -> None:

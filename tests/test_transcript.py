@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.messages import Attachment, Message, ToolCall, Turn
+from proxy.messages import Attachment, Message, Role, ToolCall, Turn
 from proxy.transcript import Chain, canonical, canonical_text, compose, cut, pack, recap, undated
 
 
@@ -136,7 +136,8 @@ def test_packing_is_unambiguous(one: list[str], other: list[str]) -> None:
 
 
 texts = st.text(alphabet="ab \n<think>/\u00e9\u200b", max_size=12)
-messages = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant", "tool"]), texts), max_size=6)
+roles: Sequence[Role] = ("system", "user", "assistant", "tool")
+messages = st.lists(st.tuples(st.sampled_from(roles), texts).map(lambda told: Message(*told)), max_size=6)
 
 
 @given(messages)

@@ -6,14 +6,12 @@ fault still gets its own status.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from proxy.errors import InvalidRequest, RequestTooLarge
 from proxy.messages import Delta, Finish
-from proxy.openai.errors import envelope, explained
+from proxy.openai.errors import envelope, explained, send_json
 from proxy.reply import Listener, ListenerLeft, Reply, Said
 from proxy.telemetry import Receive, Scope, Send, turn_fields
 
@@ -53,8 +51,7 @@ class Dialect(Protocol):
         """The event that `include_usage` asks for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """What the client asked of the answer's form."""
 
     dialect: Dialect
@@ -86,18 +83,6 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     return bytes(body)
 
 
-@asynccontextmanager
-async def listening(replies: Sequence[Reply], receive: Receive) -> AsyncIterator[Listener]:
-    """A listener that leaves by itself when the client hangs up."""
-    with Listener(replies) as listener:
-        watch = asyncio.create_task(_await_disconnect(receive))
-        watch.add_done_callback(lambda _: listener.leave())
-        try:
-            yield listener
-        finally:
-            watch.cancel()
-
-
 async def _await_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -110,11 +95,16 @@ async def deliver(
     known = scope["parley"]
     answer = _Answer(replies, form)
     try:
-        async with listening(replies, receive) as listener:
-            if form.stream:
-                await _stream(scope, send, answer, listener, heartbeat=heartbeat)
-            else:
-                await _fold(send, answer, listener)
+        with Listener(replies) as listener:
+            watch = asyncio.create_task(_await_disconnect(receive))
+            watch.add_done_callback(lambda _: listener.leave())
+            try:
+                if form.stream:
+                    await _stream(scope, send, answer, listener, heartbeat=heartbeat)
+                else:
+                    await _fold(send, answer, listener)
+            finally:
+                watch.cancel()
         known["outcome"] = known.get("outcome", "ok")
     except ListenerLeft:
         known["outcome"] = "left"
@@ -190,7 +180,7 @@ class _Answer:
 
     def _usage(self) -> Usage:
         """The vendor's totals where it gave them, split by our estimate; else the estimate."""
-        completion = sum(estimated_tokens(len(text.encode())) for text in self._texts())
+        completion = sum([estimated_tokens(size_of(text)) for text in self._texts()])
         prompt = self.form.prompt_tokens
         totals = [finish.usage.total_tokens for finish in self._finishes.values() if finish.usage is not None]
         if len(totals) == len(self._pieces):
@@ -202,10 +192,7 @@ class _Answer:
 async def _fold(send: Send, answer: _Answer, listener: Listener) -> None:
     while not answer.over:
         answer.take(await listener.hear())
-    body = answer.whole()
-    lines = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *answer.headers()]
-    await send({"type": "http.response.start", "status": 200, "headers": lines})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await send_json(send, answer.whole(), answer.headers())
 
 
 async def _stream(scope: Scope, send: Send, answer: _Answer, listener: Listener, *, heartbeat: float) -> None:
@@ -233,6 +220,11 @@ async def _stream(scope: Scope, send: Send, answer: _Answer, listener: Listener,
             out = b"data: " + envelope(explained(fault, scope)) + b"\n\n"
             return await send({"type": "http.response.body", "body": out, "more_body": False})
         events = answer.rendered(said)
+
+
+def size_of(text: str) -> int:
+    """Bytes of a text."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def estimated_tokens(size: int) -> int:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from proxy.errors import InvalidRequest
 from proxy.messages import Ask
@@ -91,7 +91,7 @@ class Door:
         replies: list[Reply] = []
         try:
             for choice in range(n):
-                replies.append(await self.relay.ask(model, replace(ask, choice=choice)))
+                replies.append(await self.relay.ask(model, ask._replace(choice=choice)))
         except BaseException:
             with Listener(replies):  # and leave: those that have begun are as any that nobody listens to
                 raise

@@ -7,15 +7,15 @@ unknown extras must pass. Source: OpenAI's API reference for chat completions, a
 import binascii
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from secrets import token_bytes
+from typing import Any, NamedTuple
 
 import orjson
 
 from proxy.errors import InvalidRequest
 from proxy.messages import Attachment, Message, Role, ToolCall
-from proxy.openai.delivery import estimated_tokens
+from proxy.openai.delivery import estimated_tokens, size_of
 
 Check = Callable[[Any], str]  # what is wrong with a value, "" if nothing
 
@@ -33,8 +33,7 @@ ROLES: Mapping[str, Role] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(NamedTuple):
     """A checked request. `ignored` names the fields that were accepted but that no bot here can honour.
 
     `digest` is of the whole body, the form of the answer apart: equal when a client asks once more. `limit` is the
@@ -49,7 +48,7 @@ class ChatRequest:
     user: str
     metadata: Mapping[str, str]
     ignored: Sequence[str]
-    digest: bytes
+    digest: Callable[[], bytes]
     n: int = 1
     stop: Sequence[str] = ()
     max_tokens: int | None = None
@@ -58,7 +57,7 @@ class ChatRequest:
     @property
     def prompt_tokens(self) -> int:
         """An estimate over all messages the client sent."""
-        return estimated_tokens(sum([len(message.text.encode()) for message in self.messages]))
+        return estimated_tokens(sum([size_of(message.text) for message in self.messages]))
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -107,7 +106,7 @@ def _request(fields: Mapping[str, Any], messages: Sequence[Message], honoured: S
         user=fields.get("user") or "",
         metadata=fields.get("metadata") or {},
         ignored=[name for name, value in fields.items() if name not in honoured and not _asks_nothing(value)],
-        digest=_digest(fields),
+        digest=_Digest(fields),
         n=fields.get("n") or 1,
         stop=tuple(filter(None, [stop] if isinstance(stop, str) else stop)),
         max_tokens=fields[limit] if limit else None,
@@ -130,13 +129,23 @@ def _object(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _digest(fields: Mapping[str, Any]) -> bytes:
-    asked = {name: value for name, value in fields.items() if name not in ("stream", "stream_options")}
-    try:
-        written = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
-    except TypeError:
-        raise InvalidRequest("The body is nested too deeply", code="invalid_json") from None
-    return blake2b(written, digest_size=16).digest()
+class _Digest:
+    """What tells bodies apart, whatever they say of streaming. Few are ever compared, so it waits to be asked."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+        self._digest = b""
+
+    def __call__(self) -> bytes:
+        if not self._digest:
+            asked = {name: value for name, value in self._fields.items() if name not in ("stream", "stream_options")}
+            try:
+                written = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+                self._digest = blake2b(written, digest_size=16).digest()
+            except TypeError:  # nested more deeply than can be written: like no other
+                self._digest = token_bytes(16)
+            self._fields = {}
+        return self._digest
 
 
 def _required(fields: Mapping[str, Any], name: str, empty: object) -> Any:

@@ -29,40 +29,35 @@ class MemoryStore:
 
     async def find(self, labels: Sequence[str]) -> Sequence[Parked]:
         """Entries with any of these labels, newest first."""
-        with self._entries.timer:  # one moment for the whole look-up
-            self._expire()
-            newest = (islice(reversed(self._ids.get(label, {})), FOUND) for label in labels)
-            ids = dict.fromkeys(chain.from_iterable(newest))
-            return sorted((self._entries[id] for id in ids), key=lambda parked: -parked.spoken_at)
+        with self._entries.timer as now:  # one moment for the whole look-up
+            return self._found(labels, now)
 
     async def take(self, id: str) -> Parked | None:
         """Remove an entry; atomic because nothing here awaits."""
-        with self._entries.timer:
-            parked = self._entries.pop(id, None)
-            if parked is not None:
-                self._unlabel(parked)
-            return parked
+        return self._taken(id)
 
     async def take_newest(self, label: str) -> Parked | None:
         """Remove the newest entry with a label; atomic for the same reason."""
-        found = await self.find([label]) if label in self._ids else ()
-        return await self.take(found[0].id) if found else None
+        if label not in self._ids:
+            return None
+        with self._entries.timer as now:
+            found = self._found([label], now)
+            return self._taken(found[0].id) if found else None
 
     async def put(self, parked: Parked) -> None:
         """Park an entry; whatever is too much then goes, the oldest of its head and the least used of all."""
-        with self._entries.timer:
-            self._expire()
-            if old := self._entries.pop(parked.id, None):
-                self._unlabel(old)
-            self._entries[parked.id] = parked
-            if parked.id not in self._entries:
+        with self._entries.timer as now:
+            self._expire(now)
+            self._taken(parked.id)
+            if _expiry(parked.id, parked, now) <= now:
                 return  # its time was over before it was parked
+            self._entries[parked.id] = parked
             for label in parked.labels:
                 self._ids.setdefault(label, {})[parked.id] = None
             head = self._ids[parked.labels[0]]
             if len(head) > PER_HEAD:
                 self._unlabel(self._entries.pop(next(iter(head))))
-            while len(self._entries) > self._max_parked:
+            if len(self._entries) > self._max_parked:
                 self._unlabel(self._entries.popitem()[1])
 
     async def aclose(self) -> None:
@@ -70,8 +65,20 @@ class MemoryStore:
         self._entries.clear()
         self._ids.clear()
 
-    def _expire(self) -> None:
-        for _, parked in self._entries.expire():
+    def _found(self, labels: Sequence[str], now: float) -> Sequence[Parked]:
+        self._expire(now)
+        newest = [islice(reversed(self._ids.get(label, {})), FOUND) for label in labels]
+        ids = dict.fromkeys(chain.from_iterable(newest))
+        return sorted([self._entries[id] for id in ids], key=lambda parked: -parked.spoken_at)
+
+    def _taken(self, id: str) -> Parked | None:
+        parked = self._entries.pop(id, None)
+        if parked is not None:
+            self._unlabel(parked)
+        return parked
+
+    def _expire(self, now: float) -> None:
+        for _, parked in self._entries.expire(now):
             self._unlabel(parked)
 
     def _unlabel(self, parked: Parked) -> None:

@@ -39,6 +39,7 @@ from proxy.errors import (
 )
 from proxy.framing import EventStream, FramingError
 from proxy.messages import Event, Handle, Turn
+from proxy.patience import Patience
 from proxy.vendors.transport import AiohttpTransport
 
 KEEPALIVE = 4  # seconds an unused connection is kept: less than the 5 after which common servers close it
@@ -202,8 +203,7 @@ class HttpBot(ABC, Generic[OptionsT]):
         async with self.stream(path, until=until, headers=headers, method="GET") as arriving:
             return await arriving.read()
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self,
         path: str,
         body: object = None,
@@ -211,32 +211,14 @@ class HttpBot(ABC, Generic[OptionsT]):
         until: float,
         headers: Mapping[str, str] | None = None,
         method: str = "POST",
-    ) -> AsyncIterator["Arriving"]:
-        """Send JSON and read the answer as it comes. Leaving hangs up on what is still to come.
-
-        A FramingError within becomes VendorFailed.
-        """
+    ) -> "Arriving":
+        """Send JSON and read the answer as it comes: a context, in which the request is sent."""
         sending = _Sending(body)
         url, host = _address(self.options.base_url + path)
         head = self._head(host, headers or {}, json=body is not None).copy()
         if method == "POST":
             head["content-length"] = str(len(sending))
-        request = httpx2.Request(method, url, headers=head, stream=sending)
-        first_byte = _Limit.after(self.options.first_byte_timeout, "first_byte_timeout")
-        limit = min(first_byte, _Limit(until, "timeout"))
-        try:
-            async with asyncio.timeout_at(limit.at):
-                response = await self._transport.handle_async_request(request)
-        except (httpx2.HTTPError, OSError) as fault:
-            sent = sending.begun if len(sending) else not isinstance(fault, _BEFORE)
-            raise self.translated(fault, limit.key, sent=sent) from None
-        arriving = Arriving(self, response, first_byte, _Limit(until, "timeout"))
-        try:
-            yield arriving
-        except FramingError as fault:
-            raise self.garbled(f"sent what cannot be read ({fault})") from None
-        finally:
-            await arriving.aclose()
+        return Arriving(self, self._transport, httpx2.Request(method, url, headers=head, stream=sending), until)
 
     def _head(self, host: str, headers: Mapping[str, str], *, json: bool) -> httpx2.Headers:
         """The headers of a call, its body's length apart. They are the same in nearly every call, so they are kept."""
@@ -333,28 +315,60 @@ async def _data(response: httpx2.Response) -> AsyncIterator[str]:
 
 
 class Arriving:
-    """An answer whose body is still to come. Belongs to the `HttpBot.stream` context that gave it."""
+    """An answer as it comes. Leaving the context hangs up on what is still to come.
 
-    def __init__(self, bot: HttpBot[Any], response: httpx2.Response, first_byte: "_Limit", whole: "_Limit") -> None:
-        self.status = response.status_code
-        self.headers: Mapping[str, str] = response.headers
+    A FramingError within becomes VendorFailed.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+
+    def __init__(self, bot: HttpBot[Any], transport: Transport, request: httpx2.Request, until: float) -> None:
         self._bot = bot
+        self._transport = transport
+        self._request = request
+        self._whole = _Limit(until, "timeout")
+        self._left = bot.options.max_reply_bytes
+
+    async def __aenter__(self) -> Self:
+        self._first_byte: _Limit | None = _Limit.after(self._bot.options.first_byte_timeout, "first_byte_timeout")
+        limit = min(self._first_byte, self._whole)
+        self._patience = Patience()
+        try:
+            with self._patience.until(limit.at):
+                response = await self._transport.handle_async_request(self._request)
+        except BaseException as fault:
+            self._patience.end()
+            if not isinstance(fault, (httpx2.HTTPError, OSError)):
+                raise
+            sending = self._request.stream
+            sent = sending.begun if isinstance(sending, _Sending) and len(sending) else not isinstance(fault, _BEFORE)
+            raise self._bot.translated(fault, limit.key, sent=sent) from None
+        self.status, self.headers = response.status_code, response.headers
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         self._stream = response.stream
         coded = response.headers.get("content-encoding", "identity") != "identity"  # though we do not ask for that
         self._pieces = response.aiter_bytes() if coded else aiter(self._stream)
-        self._first_byte: _Limit | None = first_byte
-        self._whole = whole
-        self._left = bot.options.max_reply_bytes
+        return self
+
+    async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
+        self._patience.end()
+        with suppress(httpx2.HTTPError, OSError):
+            if isinstance(self._pieces, AsyncGenerator):
+                await self._pieces.aclose()
+            await self._stream.aclose()
+        if isinstance(fault, FramingError):
+            raise self._bot.garbled(f"sent what cannot be read ({fault})") from None
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
         """The next bytes, as the network brings them."""
-        limit = min(self._whole, self._first_byte or _Limit.after(self._bot.options.idle_timeout, "idle_timeout"))
+        limit = self._first_byte or _Limit.after(self._bot.options.idle_timeout, "idle_timeout")
+        limit = self._whole if self._whole.at < limit.at else limit
         try:
-            async with asyncio.timeout_at(limit.at):
+            with self._patience.until(limit.at):
                 piece = await anext(self._pieces)
         except (httpx2.HTTPError, OSError) as fault:
             raise self._bot.translated(fault, limit.key) from None
@@ -383,13 +397,6 @@ class Arriving:
         with suppress(VendorError):
             async for _ in self:
                 pass
-
-    async def aclose(self) -> None:
-        """Hang up, at once, if anything is still to come."""
-        with suppress(httpx2.HTTPError, OSError):
-            if isinstance(self._pieces, AsyncGenerator):
-                await self._pieces.aclose()
-            await self._stream.aclose()
 
 
 class Words:
@@ -438,9 +445,14 @@ class _Sending(httpx2.AsyncByteStream):
     def __len__(self) -> int:
         return len(self._body)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self.begun:
+            raise StopAsyncIteration
         self.begun = True
-        yield self._body
+        return self._body
 
 
 _MEANINGS: Mapping[int, tuple[type[VendorError], str]] = {

@@ -6,13 +6,13 @@ import asyncio
 import select
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 from typing import Any
 
 import aiohttp
 import httpx2
+from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 MAX_HEAD = 65536  # bytes of a line of an answer's head: aiohttp's own 8190 are fewer than some sites' policies take
@@ -72,8 +72,11 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             await self._session.close()
 
     async def _acquire(self) -> None:
+        if not self._free.locked():
+            await self._free.acquire()
+            return
         try:
-            async with asyncio.timeout(self._connect_timeout if self._free.locked() else None):
+            async with asyncio.timeout(self._connect_timeout):
                 await self._free.acquire()
         except TimeoutError:
             raise httpx2.PoolTimeout("all connections are in use") from None
@@ -84,15 +87,17 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         if host not in self._proxies:
             self._proxies[host] = _proxy(request.url) if self._trust_env else None
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw]
-        with _translated():
+        try:
             return await session.request(
                 request.method,
                 URL(str(request.url), encoded=True),
                 headers=headers,
-                data=request.stream if request.headers.get("content-length", "0") != "0" else None,
+                data=_Sent(request.stream) if request.headers.get("content-length", "0") != "0" else None,
                 allow_redirects=False,
                 proxy=self._proxies[host],
             )
+        except aiohttp.ClientError as fault:
+            raise _translated(fault) from fault
 
     def _open(self) -> aiohttp.ClientSession:
         connector = _Lines(limit=0, use_dns_cache=False, keepalive_timeout=self._keepalive, ssl=self._tls or _NOBODY)
@@ -142,6 +147,17 @@ def _stirred(line: Any) -> bool:
     return bool(poll.poll(0))
 
 
+class _Sent(aiohttp.Payload):
+    """A request's body, taken piece by piece when its head has been made."""
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        async for piece in self._value:
+            await writer.write(piece)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        raise TypeError("it is read once, when it is sent")
+
+
 class _Body(httpx2.AsyncByteStream):
     """An answer's body, in the pieces that the network brings. Closed before its end it hangs up."""
 
@@ -154,10 +170,17 @@ class _Body(httpx2.AsyncByteStream):
         if self._line_lost is not None:
             self._line_lost.add_done_callback(self._lost)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _translated():
-            while piece := await self._response.content.read(PIECE):
-                yield piece
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece = await self._response.content.read(PIECE)
+        except aiohttp.ClientError as fault:
+            raise _translated(fault) from fault
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
     async def aclose(self) -> None:
         if self._release is None:
@@ -184,12 +207,8 @@ def _seen(line: asyncio.Future[None]) -> None:
         line.exception()
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except aiohttp.ClientError as fault:
-        raise next(ours for theirs, ours in _OURS if isinstance(fault, theirs))(type(fault).__name__) from fault
+def _translated(fault: aiohttp.ClientError) -> httpx2.TransportError:
+    return next(ours for theirs, ours in _OURS if isinstance(fault, theirs))(type(fault).__name__)
 
 
 def _proxy(url: httpx2.URL) -> str | None:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from tests.continuity.truth import ASKING, IDLE_TTL, LINGER, Plan, Request, Trut
 
 EPOCH = 1_700_000_000.0
 NAMES = ("shop", "help")
-ASK_FIELDS = {field.name for field in fields(Ask)}
+ASK_FIELDS = {*Ask._fields} - {"body"}
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ class Machine(RuleBasedStateMachine):
         if self.bursting:
             request.expected, request.waits_for = "", None
         chat.waiting = chat.last = request
-        sent = Ask(**{name: value for name, value in ask.items() if name in ASK_FIELDS})
+        sent = Ask(**{name: value for name, value in ask.items() if name in ASK_FIELDS}, body=lambda: ask["body"])
         request.task = self.loop.create_task(self._listen(chat, request, house, model, sent))
         return request
 
@@ -458,7 +458,7 @@ class Machine(RuleBasedStateMachine):
         at = where % len(found.messages)
         message = found.messages[at]
         if way != "think" or message.role == "assistant":
-            found.messages[at] = replace(message, text=RENDITIONS[way](message.text))
+            found.messages[at] = message._replace(text=RENDITIONS[way](message.text))
 
     @precondition(lambda self: self.has_history)
     @rule(chat=any_number, count=any_number, plan=any_plan)

@@ -55,7 +55,7 @@ def refused(fault: InvalidRequest) -> None:
 def taken(request: ChatRequest) -> None:
     """All that is said or compared later can be: digests, canonical form, recap, question, headers."""
     assert request.model
-    assert len(request.digest) == 16
+    assert len(request.digest()) == 16
     assert 1 <= request.n <= 8
     assert all(request.stop)
     assert request.max_tokens is None or (request.max_tokens >= 1 and request.limit)

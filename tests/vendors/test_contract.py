@@ -628,9 +628,9 @@ async def test_forwarded(scene: Scene) -> None:
     await hear(bot, turn)
     assert once == bot.forwarded(turn) == scene.bot().forwarded(turn)
     assert "Be kind." in once.values()
-    assert bot.forwarded(replace(turn, new=(Message("user", "other"),), handle=Handle({}), recap="x")) == once
-    assert bot.forwarded(replace(turn, priming="Be brief.")) != once
-    assert "Be kind." not in bot.forwarded(replace(turn, priming="")).values()
+    assert bot.forwarded(turn._replace(new=(Message("user", "other"),), handle=Handle({}), recap="x")) == once
+    assert bot.forwarded(turn._replace(priming="Be brief.")) != once
+    assert "Be kind." not in bot.forwarded(turn._replace(priming="")).values()
 
 
 @only(lambda member: not member.twin)

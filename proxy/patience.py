@@ -1,0 +1,87 @@
+"""Deadlines that are put off again and again, as those of a stream are, and that hardly ever strike.
+
+asyncio's own set a timer for each wait and take it back: a third of what it costs to pass a piece of a stream on.
+"""
+
+import asyncio
+from collections.abc import Callable
+from math import inf
+from typing import Self
+
+
+class Alarm:
+    """Calls `strike` at the moment it is set to, on the event loop's clock. A timer that comes too early is moved."""
+
+    def __init__(self, strike: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._strike = strike
+        self._at = self._looks_at = inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, at: float) -> None:
+        """Strike then, and not when it was to strike before."""
+        self._at = at
+        if at < self._looks_at:
+            self._look_at(at)
+
+    def unset(self) -> None:
+        """Do not strike, until it is set again."""
+        self._at = inf
+
+    def end(self) -> None:
+        """Never strike again."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look_at(self, at: float) -> None:
+        self.end()
+        self._looks_at = at
+        self._timer = self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        self._looks_at = inf
+        if self._at == inf:
+            return
+        if self._loop.time() < self._at:
+            self._look_at(self._at)
+            return
+        self._at = inf
+        self._strike()
+
+
+class Patience:
+    """asyncio.timeout for each of the waits of one task, one after the other.
+
+    Raises TimeoutError as that does: where this, and nobody else, has cancelled the wait.
+    """
+
+    def __init__(self) -> None:
+        self._alarm = Alarm(self._strike)
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = 0
+        self._struck = False
+
+    def until(self, at: float) -> Self:
+        """The next wait, as a context: at most until this moment on the event loop's clock."""
+        self._alarm.set(at)
+        return self
+
+    def end(self) -> None:
+        """Nothing will be waited for any more."""
+        self._alarm.end()
+
+    def __enter__(self) -> None:
+        self._cancelling = self._task.cancelling()
+
+    def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
+        self._alarm.unset()
+        if self._struck:
+            self._struck = False
+            if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+                raise TimeoutError from fault
+
+    def _strike(self) -> None:
+        self._struck = True
+        self._task.cancel()
