@@ -8,13 +8,11 @@ from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from proxy.auth import Authenticate
 from proxy.config import Config, is_loopback
@@ -41,7 +39,16 @@ EXPOSED_HEADERS = ["x-request-id", "openai-processing-ms", "x-should-retry", "re
 EXPOSED_HEADERS += [f"x-parley-{name}" for name in ("conversation", "reason", "usage", "ignored", "no-answer")]
 
 
-def create_app(config: Config, *, workers: int = 1) -> Starlette:
+class Proxy(Router):
+    """The doors behind what all requests go through. Whoever ends it must wait for the replies of its `relay`.
+
+    No Starlette: what that puts around a router answers faults, as Envelope does, and is paid for with every chunk.
+    """
+
+    relay: Relay
+
+
+def create_app(config: Config, *, workers: int = 1) -> Proxy:
     """The whole proxy of a configuration, or one of so many that share it."""
     store = open_store(config.store, max_parked=config.conversation.max_parked)
     limited = any(key.requests_per_minute for key in config.keys)
@@ -52,11 +59,8 @@ def create_app(config: Config, *, workers: int = 1) -> Starlette:
 
 def assemble(
     config: Config, bots: Mapping[str, Bot], store: ConversationStore, rates: RateCounter | None = None
-) -> Starlette:
-    """The doors in front of these bots, one for each configured model, and this store; it owns them from now on.
-
-    `app.state.relay` is there for whoever must wait for its replies at shutdown.
-    """
+) -> Proxy:
+    """The doors in front of these bots, one for each configured model, and this store; it owns them from now on."""
     metrics = _metrics(config)
 
     def tell(record: TurnRecord) -> None:
@@ -68,7 +72,7 @@ def assemble(
     models = {name: Model(name, bot, config.models[name]) for name, bot in bots.items()}
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: object) -> AsyncIterator[None]:
         await asyncio.gather(*(_start(name, bot) for name, bot in bots.items()))
         looking = asyncio.create_task(_keep_looking(metrics, relay)) if metrics is not None and metrics.shared else None
         yield
@@ -81,14 +85,13 @@ def assemble(
         if rates is not None:
             await rates.aclose()
 
-    app = Starlette(
+    app = Proxy(
         routes=[*_doors(config, relay, models), *_probes(relay, store), *_counters(config, metrics, relay)],
         middleware=_middleware(config, relay, rates),
-        exception_handlers={HTTPException: _pass_on, ProxyError: _pass_on},
+        redirect_slashes=False,  # a redirected POST loses its body
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # a redirected POST loses its body
-    app.state.relay = relay
+    app.relay = relay
     return app
 
 
@@ -210,8 +213,3 @@ class Gate:
         if self._relay.draining and scope["type"] == "http" and scope["path"] not in PROBES:
             raise ShuttingDown("This proxy is shutting down; try again in a moment", retry_after=1)
         await self._app(scope, receive, send)
-
-
-async def _pass_on(request: Request, fault: Exception) -> Response:
-    """Let a fault through to the envelope: one place answers them all."""
-    raise fault

@@ -28,7 +28,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Any, *, grace: float, announce: Callable[[], None]) -> None:
         super().__init__(uvicorn_config(app))
-        self._relay = app.state.relay
+        self._relay = app.relay
         self._grace = grace
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None

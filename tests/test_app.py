@@ -21,10 +21,10 @@ async def test_a_configuration_becomes_an_application() -> None:
     """Every configured model gets a bot, without any network."""
     app = create_app(load(json.dumps(CONFIG), vendors=Vendors(), environ={}))
 
-    assert app.state.relay.draining is False
-    async with app.router.lifespan_context(app):
+    assert app.relay.draining is False
+    async with app.lifespan_context(app):
         pass
-    assert app.state.relay.draining is True
+    assert app.relay.draining is True
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])

@@ -108,6 +108,7 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
+        scope["app"] = self  # so that routing raises what it would else answer in its own way
 
         async def watched(message: Message) -> None:
             nonlocal begun

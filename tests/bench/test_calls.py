@@ -16,9 +16,8 @@ import httpx2
 import orjson
 import pytest
 import uvloop
-from starlette.applications import Starlette
 
-from proxy.app import assemble
+from proxy.app import Proxy, assemble
 from proxy.config import Config
 from proxy.stores.memory import MemoryStore
 from proxy.vendors import load
@@ -114,7 +113,7 @@ class Counter:
             self.calls += 1
 
 
-def proxied(vendor: str, transport: Vendor) -> Starlette:
+def proxied(vendor: str, transport: Vendor) -> Proxy:
     entry = {"vendor": vendor, "base_url": "http://vendor.test", **ENTRIES[vendor]}
     made = load(vendor)
     options = made.Options.model_validate(entry)
@@ -122,7 +121,7 @@ def proxied(vendor: str, transport: Vendor) -> Starlette:
     return assemble(config, {"bot": made(options, transport=transport)}, MemoryStore(max_parked=1000))
 
 
-async def ask(app: Starlette, messages: Sequence[Mapping[str, str]], *, stream: bool = False) -> tuple[str, int]:
+async def ask(app: Proxy, messages: Sequence[Mapping[str, str]], *, stream: bool = False) -> tuple[str, int]:
     """The way a turn was continued, and how often something was sent."""
     body = orjson.dumps({"model": "bot", "messages": messages, "stream": stream})
     headers = {"host": "p", "authorization": "Bearer sk-web", "content-type": "application/json", "user-agent": "test"}
