@@ -8,7 +8,7 @@ The floor plan; imports go down only:
     2  relay admission seats speech  |  vendors/  |  stores/  |  workers
                                           the use case, the adapters, the shelves: do not know each other
     1  ports transcript conversation framing markup reply config telemetry metrics
-    0  messages errors                    the words
+    0  messages errors patience           the words; deadlines
        simulator/                         the vendors' APIs, pretended; stands apart
 """
 

@@ -1,6 +1,7 @@
 """The words this program is written in: plain values, no I/O, nothing of OpenAI's or any vendor's.
 
-What is made for every message, piece or turn is a named tuple: a frozen dataclass takes three times as long to make.
+What is made most often, for every message or piece, is a named tuple: a frozen dataclass takes three times as long to
+make. What a store keeps is a dataclass, since that is what orjson writes with its names.
 """
 
 import time

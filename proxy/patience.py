@@ -29,38 +29,40 @@ class Alarm:
         self._at = inf
 
     def end(self) -> None:
-        """Never strike again."""
+        """Never strike again, and let go of whom it would strike: the two know each other."""
+        self._strike = _nobody
         if self._timer is not None:
             self._timer.cancel()
 
     def _look_at(self, at: float) -> None:
-        self.end()
+        if self._timer is not None:
+            self._timer.cancel()
         self._looks_at = at
         self._timer = self._loop.call_at(at, self._look)
 
     def _look(self) -> None:
-        self._looks_at = inf
+        looked_at, self._looks_at = self._looks_at, inf
         if self._at == inf:
             return
-        if self._loop.time() < self._at:
+        if looked_at < self._at:
             self._look_at(self._at)
             return
         self._at = inf
         self._strike()
 
 
+def _nobody() -> None:
+    """Whom an alarm strikes that has ended."""
+
+
 class Patience:
-    """asyncio.timeout for each of the waits of one task, one after the other.
+    """asyncio.timeout for waits that follow each other, each of the task that waits.
 
     Raises TimeoutError as that does: where this, and nobody else, has cancelled the wait.
     """
 
     def __init__(self) -> None:
         self._alarm = Alarm(self._strike)
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._cancelling = 0
         self._struck = False
 
     def until(self, at: float) -> Self:
@@ -73,7 +75,10 @@ class Patience:
         self._alarm.end()
 
     def __enter__(self) -> None:
-        self._cancelling = self._task.cancelling()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
 
     def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
         self._alarm.unset()

@@ -10,7 +10,7 @@ FOUND = PER_HEAD + 1  # entries of one label that it finds at most: more than a 
 
 
 class Bot(Protocol):
-    """One configured chatbot at one vendor, safe for many concurrent turns."""
+    """One configured chatbot at one vendor, safe for many concurrent turns. Turns and events are named tuples."""
 
     @property
     def identity(self) -> str:

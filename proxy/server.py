@@ -44,6 +44,7 @@ class Server(uvicorn.Server):
         """Start serving, and say so."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it again and again while turns run
         if not self.should_exit:
             self._announce()

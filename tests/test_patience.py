@@ -1,9 +1,11 @@
 """Deadlines that are put off: when they strike, and what they leave to others."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import gc
+from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
 from typing import ParamSpec
+from weakref import ReferenceType, ref
 
 import pytest
 
@@ -127,6 +129,45 @@ async def test_a_cancellation_stays_one(struck_too: bool) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+@in_no_time
+async def test_the_wait_that_is_struck_is_that_of_the_task_that_waits() -> None:
+    """Made in one task and used in another, it times out in the other and leaves the first alone."""
+    patience = Patience()
+
+    async def wait() -> str:
+        with pytest.raises(TimeoutError), patience.until(after(SOON)):
+            await asyncio.sleep(LONG)
+        return "timed out"
+
+    assert await asyncio.create_task(wait()) == "timed out"
+
+
+def test_what_has_ended_is_gone_without_the_collector() -> None:
+    """An alarm lets go of its owner, who would otherwise be found by the collector only, with all it holds."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.alarm = Alarm(self.strike)
+
+        def strike(self) -> None:
+            raise AssertionError
+
+    async def use() -> Sequence[ReferenceType[object]]:
+        owner, patience = Owner(), Patience()
+        owner.alarm.set(after(LONG))
+        with patience.until(after(LONG)):
+            pass
+        owner.alarm.end()
+        patience.end()
+        return ref(owner), ref(patience)
+
+    gc.disable()
+    try:
+        assert [gone() for gone in asyncio.run(use())] == [None, None]
+    finally:
+        gc.enable()
 
 
 @in_no_time

@@ -680,6 +680,27 @@ async def test_a_reply_stopped_while_it_was_parked_is_not_told_again() -> None:
     house.relay.stop()
 
 
+async def test_a_heard_reply_is_gone_without_the_collector() -> None:
+    """A reply and the history it answered are let go of as soon as it was heard, however big they are."""
+    house = House()
+    gc.collect()
+    gc.disable()
+    try:
+        reply = await house.ask(user("a"))
+        gone = weakref.ref(reply)
+        with reply.listen() as listener:
+            while not reply.complete:
+                await hear(listener, 5)
+            await hear(listener, 5)
+        await reply.ended
+        del reply, listener
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 async def test_replies_that_nobody_heard_are_forgotten() -> None:
     """Of replies whose end nobody heard a bounded number is kept, without the histories they answered."""
     house = House()

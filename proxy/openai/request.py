@@ -8,7 +8,6 @@ import binascii
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence, Set
 from hashlib import blake2b
-from secrets import token_bytes
 from typing import Any, NamedTuple
 
 import orjson
@@ -20,6 +19,7 @@ from proxy.openai.delivery import estimated_tokens, size_of
 Check = Callable[[Any], str]  # what is wrong with a value, "" if nothing
 
 MOST_CHOICES = 8  # conversations with a bot that one request may open
+LONGEST_KEPT = 1 << 20  # bytes of a body that is kept for as long as its reply runs, to be compared at need
 LONGEST_STOP = 1000  # characters of a stop sequence: each piece of a reply is compared with all of its beginnings
 MOST_MESSAGES = 20_000  # each costs this process a little time, in which it does nothing else
 
@@ -36,8 +36,8 @@ ROLES: Mapping[str, Role] = {
 class ChatRequest(NamedTuple):
     """A checked request. `ignored` names the fields that were accepted but that no bot here can honour.
 
-    `digest` is of the whole body, the form of the answer apart: equal when a client asks once more. `limit` is the
-    name under which `max_tokens` was sent.
+    `digest` gives a digest of the whole body, the form of the answer apart: equal when a client asks once more. `limit`
+    is the name under which `max_tokens` was sent.
     """
 
     model: str
@@ -63,7 +63,7 @@ class ChatRequest(NamedTuple):
 def parse(body: bytes) -> ChatRequest:
     """Check the body of a chat request. Raises InvalidRequest with the `param` at fault."""
     fields = _checked(body, _CHECKS)
-    return _request(fields, _messages(_required(fields, "messages", [])), HONOURED)
+    return _request(fields, _messages(_required(fields, "messages", [])), HONOURED, _Digest(body))
 
 
 def parse_completion(body: bytes) -> ChatRequest:
@@ -77,7 +77,7 @@ def parse_completion(body: bytes) -> ChatRequest:
     if not isinstance(prompt, str):
         told = "`prompt` must be one string: a bot reads text, not tokens, and is asked one thing at a time"
         raise InvalidRequest(told, param="prompt", code="unsupported_value")
-    return _request(fields, [Message("user", prompt)], HONOURED_IN_COMPLETIONS)
+    return _request(fields, [Message("user", prompt)], HONOURED_IN_COMPLETIONS, _Digest(body))
 
 
 def _checked(body: bytes, checks: Mapping[str, Check]) -> dict[str, Any]:
@@ -94,7 +94,9 @@ def _checked(body: bytes, checks: Mapping[str, Check]) -> dict[str, Any]:
     return fields
 
 
-def _request(fields: Mapping[str, Any], messages: Sequence[Message], honoured: Set[str]) -> ChatRequest:
+def _request(
+    fields: Mapping[str, Any], messages: Sequence[Message], honoured: Set[str], digest: Callable[[], bytes]
+) -> ChatRequest:
     stop = fields.get("stop") or ()
     limit = next((name for name in LIMITS if name in honoured and fields.get(name) is not None), "")
     return ChatRequest(
@@ -106,7 +108,7 @@ def _request(fields: Mapping[str, Any], messages: Sequence[Message], honoured: S
         user=fields.get("user") or "",
         metadata=fields.get("metadata") or {},
         ignored=[name for name, value in fields.items() if name not in honoured and not _asks_nothing(value)],
-        digest=_Digest(fields),
+        digest=digest,
         n=fields.get("n") or 1,
         stop=tuple(filter(None, [stop] if isinstance(stop, str) else stop)),
         max_tokens=fields[limit] if limit else None,
@@ -132,19 +134,22 @@ def _object(body: bytes) -> dict[str, Any]:
 class _Digest:
     """What tells bodies apart, whatever they say of streaming. Few are ever compared, so it waits to be asked."""
 
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        self._fields = fields
+    def __init__(self, body: bytes) -> None:
+        self._body = body
         self._digest = b""
+        if len(body) > LONGEST_KEPT:
+            self()
 
     def __call__(self) -> bytes:
         if not self._digest:
-            asked = {name: value for name, value in self._fields.items() if name not in ("stream", "stream_options")}
+            fields = orjson.loads(self._body)
+            asked = {name: value for name, value in fields.items() if name not in ("stream", "stream_options")}
             try:
                 written = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
-                self._digest = blake2b(written, digest_size=16).digest()
-            except TypeError:  # nested more deeply than can be written: like no other
-                self._digest = token_bytes(16)
-            self._fields = {}
+            except TypeError:  # nested more deeply than it writes: only the same bytes are the same
+                written = self._body
+            self._digest = blake2b(written, digest_size=16).digest()
+            self._body = b""
         return self._digest
 
 

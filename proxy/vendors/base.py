@@ -216,7 +216,7 @@ class HttpBot(ABC, Generic[OptionsT]):
         sending = _Sending(body)
         url, host = _address(self.options.base_url + path)
         head = self._head(host, headers or {}, json=body is not None).copy()
-        if method == "POST":
+        if method == "POST" or body is not None:
             head["content-length"] = str(len(sending))
         return Arriving(self, self._transport, httpx2.Request(method, url, headers=head, stream=sending), until)
 

@@ -151,6 +151,7 @@ class _Sent(aiohttp.Payload):
     """A request's body, taken piece by piece when its head has been made."""
 
     async def write(self, writer: AbstractStreamWriter) -> None:
+        self._consumed = True  # so that it is not sent again
         async for piece in self._value:
             await writer.write(piece)
 

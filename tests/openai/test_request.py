@@ -7,7 +7,7 @@ import pytest
 
 from proxy.errors import InvalidRequest
 from proxy.messages import Attachment, Message, ToolCall
-from proxy.openai.request import ChatRequest, parse, parse_completion
+from proxy.openai.request import LONGEST_KEPT, ChatRequest, parse, parse_completion
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -274,10 +274,12 @@ def test_prompt_tokens_are_bytes_by_four_rounded_up() -> None:
     assert parsed(messages=[{"role": "user", "content": "é" * 3}, *HELLO]).prompt_tokens == 3
 
 
-def test_a_body_too_deep_to_be_compared_is_like_no_other() -> None:
-    """A body that can be read but not be written again is answered; whoever repeats it is answered anew."""
+@pytest.mark.parametrize("size", [1, LONGEST_KEPT])
+def test_a_body_too_deep_to_be_written_again_is_compared_by_its_bytes(size: int) -> None:
+    """A body that can be read but not be written again is answered, and known again when it comes unchanged."""
     deep = b"[" * 300 + b"]" * 300
-    body = b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "tools": %b}' % deep
-    one, other = parse(body), parse(body)
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "%b"}], "tools": %b}' % (b"a" * size, deep)
 
-    assert one.digest() == one.digest() != other.digest()
+    assert parse(body).digest() == parse(body).digest()
+    assert parse(body).digest() != parse(body.replace(b'"m"', b'"n"')).digest()
+    assert len(parse(body).digest()) == 16
