@@ -58,8 +58,7 @@ class Punctual:
         task = asyncio.create_task(self._in_time(answer))
         self._running.add(task)
         task.add_done_callback(self._over)
-        await asyncio.wait((task,))
-        return task.result()
+        return await asyncio.shield(task)
 
     def _over(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
