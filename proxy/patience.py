@@ -13,20 +13,16 @@ class Alarm:
     """Calls `strike` at the moment it is set to, on the event loop's clock. A timer that comes too early is moved."""
 
     def __init__(self, strike: Callable[[], None]) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._strike = strike
         self._at = self._looks_at = inf
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, at: float) -> None:
-        """Strike then, and not when it was to strike before."""
+        """Strike then, and not when it was to strike before; `inf` is never."""
         self._at = at
         if at < self._looks_at:
             self._look_at(at)
-
-    def unset(self) -> None:
-        """Do not strike, until it is set again."""
-        self._at = inf
 
     def end(self) -> None:
         """Never strike again, and let go of whom it would strike: the two know each other."""
@@ -38,7 +34,7 @@ class Alarm:
         if self._timer is not None:
             self._timer.cancel()
         self._looks_at = at
-        self._timer = self._loop.call_at(at, self._look)
+        self._timer = self.loop.call_at(at, self._look)
 
     def _look(self) -> None:
         looked_at, self._looks_at = self._looks_at, inf
@@ -75,13 +71,13 @@ class Patience:
         self._alarm.end()
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._alarm.loop)
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
 
     def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
-        self._alarm.unset()
+        self._alarm.set(inf)
         if self._struck:
             self._struck = False
             if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:

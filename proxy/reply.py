@@ -196,7 +196,7 @@ class Listener:
             await self._bell
         finally:
             self._bell = None
-            self._alarm.unset()
+            self._alarm.set(inf)
 
 
 class Replies:
@@ -226,9 +226,8 @@ class Replies:
         Raises InvalidRequest for an idempotency key that is remembered with another body, RateLimited for a reply that
         has all the listeners it may have.
         """
-        now = asyncio.get_running_loop().time()
         body, until = self._keys.get((ask.tenant, ask.idempotency_key), (b"", 0.0))
-        if now < until and body != ask.body():
+        if until and asyncio.get_running_loop().time() < until and body != ask.body():
             raise InvalidRequest(
                 "This Idempotency-Key was used for another body a moment ago: use a new one for every new request",
                 code="idempotency_key_reused",
@@ -246,7 +245,7 @@ class Replies:
         return None
 
     def _remember_key(self, ask: Ask, until: float) -> None:
-        now = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time() if self._keys else 0.0
         while self._keys and next(iter(self._keys.values()))[1] <= now:
             self._keys.popitem(last=False)
         if ask.idempotency_key:
@@ -258,7 +257,8 @@ class Replies:
     def _ended(self, reply: Reply) -> None:
         loop = asyncio.get_running_loop()
         self.running.discard(reply)
-        self._remember_key(reply.ask, loop.time() + REMEMBERED)
+        if reply.ask.idempotency_key:
+            self._remember_key(reply.ask, loop.time() + REMEMBERED)
         told = reply.complete and not reply.heard_out.done()
         if not told or reply.parked is None or len(reply.text) > LONGEST_REMEMBERED:
             self.forget(reply)

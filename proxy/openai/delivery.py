@@ -161,10 +161,8 @@ class _Answer:
     def headers(self) -> Headers:
         """How the answer came about; what only the end tells is left out before it. Of several choices a list each."""
         lines: Headers = []
-        hows = [record.how for record in self._records]
-        reasons = [record.reason for record in self._records]
-        for name, values in ((b"x-parley-conversation", hows), (b"x-parley-reason", reasons)):
-            if any(values):
+        for name, told in ((b"x-parley-conversation", "how"), (b"x-parley-reason", "reason")):
+            if any(values := [getattr(record, told) for record in self._records]):
                 lines.append((name, ", ".join([value or "-" for value in values]).encode()))
         if ignored := ignored_names(self.form.ignored):
             lines.append((b"x-parley-ignored", ignored.encode()))

@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache, cached_property, lru_cache
 from hashlib import sha256
 from ssl import SSLContext
+from types import AsyncGeneratorType
 from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -354,7 +355,7 @@ class Arriving:
     async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
         self._patience.end()
         with suppress(httpx2.HTTPError, OSError):
-            if isinstance(self._pieces, AsyncGenerator):
+            if isinstance(self._pieces, AsyncGeneratorType):
                 await self._pieces.aclose()
             await self._stream.aclose()
         if isinstance(fault, FramingError):
