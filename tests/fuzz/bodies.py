@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -35,9 +36,11 @@ def bodies(parser: Callable[[bytes], ChatRequest]) -> Callable[[bytes], None]:
         fields = orjson.loads(data)
         again = dict(reversed([*fields.items(), ("stream", not request.stream)]))
         again.pop("stream_options", None)  # which may hold what could not be written again
-        assert parser(orjson.dumps(again)).digest == request.digest, "a digest depends on more than what is asked"
-        other = parser(orjson.dumps({**again, "user": f"{request.user}+"}))
-        assert other.digest != request.digest, "two requests have one digest"
+        assert parser(data).digest() == request.digest(), "a digest is another one when it is made anew"
+        with suppress(TypeError):  # nested more deeply than can be written
+            same, other = orjson.dumps(again), orjson.dumps({**again, "user": f"{request.user}+"})
+            assert parser(same).digest() == request.digest(), "a digest depends on more than what is asked"
+            assert parser(other).digest() != request.digest(), "two requests have one digest"
 
     return check
 
