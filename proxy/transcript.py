@@ -61,7 +61,7 @@ def canonical(messages: Iterable[Message]) -> Sequence[Canonical]:
 def _merged(same: Sequence[Message]) -> Canonical:
     first = same[0]
     if len(same) == 1 and not first.tool_calls and not first.attachments:
-        return Canonical(first.role, canonical_text(first), (), ())
+        return tuple.__new__(Canonical, (first.role, canonical_text(first), (), ()))  # half the time of Canonical(...)
     return Canonical(
         first.role,
         " ".join(filter(None, map(canonical_text, same))),

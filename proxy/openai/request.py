@@ -312,7 +312,7 @@ def _plain(value: Any) -> Message | None:
     if type(value) is dict and len(value) == 2:
         role, text = value.get("role"), value.get("content")
         if type(text) is str and type(role) is str and role in ROLES:
-            return Message(ROLES[role], text)
+            return tuple.__new__(Message, (ROLES[role], text, (), ()))  # half the time of Message(...)
     return None
 
 
