@@ -218,7 +218,7 @@ class HttpBot(ABC, Generic[OptionsT]):
         url, host = _address(self.options.base_url + path)
         head = self._head(host, headers or {}, json=body is not None).copy()
         if method == "POST" or body is not None:
-            head["content-length"] = str(len(sending))
+            head["content-length"] = str(sending.length)
         return Arriving(self, self._transport, httpx2.Request(method, url, headers=head, stream=sending), until)
 
     def _head(self, host: str, headers: Mapping[str, str], *, json: bool) -> httpx2.Headers:
@@ -343,7 +343,7 @@ class Arriving:
             if not isinstance(fault, (httpx2.HTTPError, OSError)):
                 raise
             sending = self._request.stream
-            sent = sending.begun if isinstance(sending, _Sending) and len(sending) else not isinstance(fault, _BEFORE)
+            sent = sending.begun if isinstance(sending, _Sending) and sending.length else not isinstance(fault, _BEFORE)
             raise self._bot.translated(fault, limit.key, sent=sent) from None
         self.status, self.headers = response.status_code, response.headers
         assert isinstance(response.stream, httpx2.AsyncByteStream)
@@ -441,10 +441,8 @@ class _Sending(httpx2.AsyncByteStream):
 
     def __init__(self, body: object) -> None:
         self._body = b"" if body is None else orjson.dumps(body)
+        self.length = len(self._body)
         self.begun = False
-
-    def __len__(self) -> int:
-        return len(self._body)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -453,7 +451,11 @@ class _Sending(httpx2.AsyncByteStream):
         if self.begun:
             raise StopAsyncIteration
         self.begun = True
-        return self._body
+        body, self._body = (
+            self._body,
+            b"",
+        )  # orjson gives 4 KiB or more, too much to keep as long as a reply
+        return body
 
 
 _MEANINGS: Mapping[int, tuple[type[VendorError], str]] = {
