@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -209,7 +209,7 @@ class Gate:
         self._app = app
         self._relay = relay
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if self._relay.draining and scope["type"] == "http" and scope["path"] not in PROBES:
             raise ShuttingDown("This proxy is shutting down; try again in a moment", retry_after=1)
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)  # not awaited here: who stands in between is woken with every chunk

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from starlette.datastructures import Headers
 
@@ -26,19 +26,19 @@ class Authenticate:
         self._rates = rates
         self._under = under
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and scope["path"].startswith(self._under):
-            await self._admit(scope)
-        await self._app(scope, receive, send)
+            key = scope["parley.key"] = self._caller(Headers(scope=scope)) if self._keys else ANYBODY
+            scope["parley"]["key"] = key.name
+            if self._rates is not None and key.requests_per_minute:
+                return self._in_time(self._rates.wait(key.name, key.requests_per_minute), key, scope, receive, send)
+        return self._app(scope, receive, send)
 
-    async def _admit(self, scope: Scope) -> None:
-        key = scope["parley.key"] = self._caller(Headers(scope=scope)) if self._keys else ANYBODY
-        scope["parley"]["key"] = key.name
-        if self._rates is not None and key.requests_per_minute:
-            seconds = await self._rates.wait(key.name, key.requests_per_minute)
-            if seconds:
-                told = f"This key may make {key.requests_per_minute} requests a minute: try again in a moment"
-                raise RateLimited(told, retry_after=seconds)
+    async def _in_time(self, wait: Awaitable[float], key: Key, scope: Scope, receive: Receive, send: Send) -> None:
+        if seconds := await wait:
+            told = f"This key may make {key.requests_per_minute} requests a minute: try again in a moment"
+            raise RateLimited(told, retry_after=seconds)
+        await self._app(scope, receive, send)
 
     def _caller(self, headers: Headers) -> Key:
         scheme, _, presented = headers.get("authorization", "").partition(" ")

@@ -29,14 +29,18 @@ class RawText:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("strict")
+        self._is_plain = False  # nothing is held back, and no BOM can come any more
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
+        if self._is_plain and data.isascii():
+            return data.decode("ascii")
         try:
             text = self._decoder.decode(data, final)
         except UnicodeDecodeError:
             raise FramingError("the bytes are not UTF-8") from None
         if final and self._decoder.getstate()[0]:  # half a BOM: the decoder would let it pass
             raise FramingError("the bytes are not UTF-8")
+        self._is_plain = bool(text) and not self._decoder.getstate()[0]
         return text
 
     def close(self) -> str:

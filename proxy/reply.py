@@ -64,10 +64,6 @@ class Reply:
         self._said.append(said)
         self._ring()
 
-    def listen(self) -> "Listener":
-        """A new listener, to be used as a context; hears the reply from its beginning."""
-        return Listener([self])
-
     @property
     def stopping(self) -> bool:
         """Whether the vendor is being hung up on."""
@@ -130,7 +126,10 @@ class Reply:
 
 
 class Listener:
-    """One client's ear for the replies to its request: one, or as many as it wants choices."""
+    """One client's ear for the replies to its request: one, or as many as it wants choices.
+
+    To be used as a context; hears each reply from its beginning.
+    """
 
     def __init__(self, replies: Sequence[Reply]) -> None:
         self._replies = replies

@@ -5,7 +5,6 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import lru_cache
 from json import JSONEncoder, dumps
 from secrets import token_hex
 from typing import Any
@@ -99,17 +98,12 @@ def _ms(seconds: float) -> int:
 _JSON = JSONEncoder(ensure_ascii=False, default=str)
 
 
-@lru_cache(maxsize=1)
-def _second(time_of_it: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_of_it))
-
-
 class JsonLines(logging.Formatter):
     """One JSON object a line; an exception is told by its class and where it was raised, never by its message."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }

@@ -119,7 +119,7 @@ class House:
     async def told(self, *chat: Message, **more: Any) -> tuple[str, TurnRecord]:
         reply = await self.ask(*chat, **more)
         text = ""
-        with reply.listen() as listener:
+        with Listener([reply]) as listener:
             while True:
                 for said in await hear(listener, 5):
                     if isinstance(said, Finish):

@@ -24,7 +24,7 @@ from proxy.errors import (
     VendorUnavailable,
 )
 from proxy.messages import Ask, Delta, Finish, Message, Parked, Usage
-from proxy.reply import MOST_LISTENERS, MOST_REMEMBERED, Reply
+from proxy.reply import MOST_LISTENERS, MOST_REMEMBERED, Listener, Reply
 from proxy.stores.memory import MemoryStore
 from tests.scripted import Cue, House, hear, user
 
@@ -188,7 +188,7 @@ async def test_the_handle_is_parked_before_the_end_is_heard() -> None:
     """Whoever hears the end of a reply can continue it at once."""
     house = House()
     reply = await house.ask(user("a"))
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         while not any(isinstance(said, Finish) for said in await hear(listener)):
             assert house.parked == 0
 
@@ -210,7 +210,7 @@ async def test_a_client_that_leaves_gets_its_conversation_parked() -> None:
     house, gate = House(linger=5), asyncio.Event()
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=gate))
     reply = await house.ask(user("a"))
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         await hear(listener)
     gate.set()
     await reply.ended
@@ -225,7 +225,7 @@ async def test_a_client_that_leaves_for_good_stops_the_vendor() -> None:
     house = House(linger=0)
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=asyncio.Event()))
     reply = await house.ask(user("a"))
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         await hear(listener)
     await asyncio.wait([reply.ended])
 
@@ -367,7 +367,7 @@ async def test_draining_waits_for_running_replies() -> None:
     house, gate = House(), asyncio.Event()
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=gate))
     reply = await house.ask(user("a"))
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         assert await hear(listener) == [Delta("re")]
         draining = asyncio.create_task(house.relay.drain(5))
         await asyncio.sleep(0)
@@ -384,7 +384,7 @@ async def test_draining_stops_what_is_late() -> None:
     house = House()
     house.bot.cues.append(Cue(pieces=("re", "ply"), wait=asyncio.Event()))
     reply = await house.ask(user("a"))
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         await hear(listener)
         await house.relay.drain(0.01)
 
@@ -428,7 +428,7 @@ async def test_a_stopped_reply_is_continued() -> None:
     house, gate = House(linger=5), asyncio.Event()
     house.bot.cues.append(Cue(pieces=("I will tell you ", "everything"), wait=gate))
     reply = await house.ask(user("a"))
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         (heard,) = await hear(listener)
     assert isinstance(heard, Delta)
     gate.set()
@@ -483,7 +483,7 @@ async def twice(house: House, first: dict[str, Any], second: dict[str, Any], *, 
     gate = asyncio.Event()
     house.bot.cues.append(Cue(pieces=("one ", "reply"), wait=gate))
     reply = await house.ask(user("a"), **first)
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         await hear(listener)
     if leave:
         gate.set()
@@ -521,7 +521,7 @@ async def test_a_repeated_request_hears_the_first_reply(
     reply, again = await twice(house, {"body": b"1", **first}, {"body": b"1", **second}, leave=leave)
 
     assert (again is reply) == same
-    with again.listen() as listener:
+    with Listener([again]) as listener:
         assert await hear(listener) == [Delta("one "), *([Delta("reply"), Finish()] if leave else [])] or not same
     assert len(house.bot.turns) == (1 if same else 2) or not again.ended.done()
 
@@ -533,7 +533,7 @@ async def test_one_reply_has_so_many_listeners() -> None:
     reply = await house.ask(user("a"), body=b"1")
     with ExitStack() as crowd:
         for _ in range(MOST_LISTENERS):
-            crowd.enter_context((await house.ask(user("a"), body=b"1", repeated=True)).listen())
+            crowd.enter_context(Listener([await house.ask(user("a"), body=b"1", repeated=True)]))
         with pytest.raises(RateLimited) as refused:
             await house.ask(user("a"), body=b"1", repeated=True)
         assert refused.value.code == "bot_busy"
@@ -580,10 +580,10 @@ async def test_listening_again_stops_the_linger_clock() -> None:
     house, gate = House(linger=0.05), asyncio.Event()
     house.bot.cues.append(Cue(pieces=("one ", "reply"), wait=gate))
     reply = await house.ask(user("a"), body=b"1")
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         await hear(listener)
     again = await house.ask(user("a"), body=b"1", repeated=True)
-    with again.listen() as listener:
+    with Listener([again]) as listener:
         await asyncio.sleep(0.1)
         gate.set()
         await again.ended
@@ -653,11 +653,11 @@ async def test_a_blank_beginning_is_held_back() -> None:
     house = House()
     house.bot.cues += [Cue(pieces=("\n", " ", " one", " two")), Cue(pieces=(" ", "\n"))]
     reply = await house.ask(user("a"))
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         await reply.ended
         assert await hear(listener) == [Delta("\n  one"), Delta(" two"), Finish()]
     failed = await house.ask(user("a"))
-    with failed.listen() as listener, pytest.raises(NoAnswer):
+    with Listener([failed]) as listener, pytest.raises(NoAnswer):
         await hear(listener)
 
 
@@ -688,7 +688,7 @@ async def test_a_heard_reply_is_gone_without_the_collector() -> None:
     try:
         reply = await house.ask(user("a"))
         gone = weakref.ref(reply)
-        with reply.listen() as listener:
+        with Listener([reply]) as listener:
             while not reply.complete:
                 await hear(listener, 5)
             await hear(listener, 5)
@@ -761,7 +761,7 @@ async def test_a_cut_reply_goes_on_under_what_was_given() -> None:
     house, gate = House(), asyncio.Event()
     house.bot.cues.append(Cue(pieces=("one END ", "two"), wait=gate, finish=Finish(usage=Usage(7))))
     reply = await house.ask(user("a"), stop=["END"])
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         assert await hear(listener) == [Delta("one ")]
         assert await hear(listener, 0.02) == []
         gate.set()
@@ -800,7 +800,7 @@ async def test_a_cut_reply_that_nobody_could_go_on_from_is_over_at_once(text: st
     house = House(linger=5)
     house.bot.cues.append(Cue(pieces=(text, "more"), wait=asyncio.Event()))
     reply = await house.ask(user(asked), stop=["END"])
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         async with asyncio.timeout(0.5):
             while not reply.complete:
                 await hear(listener)
@@ -813,7 +813,7 @@ async def test_a_cut_reply_is_whole_when_it_is_time_to_go() -> None:
     house = House(linger=5)
     house.bot.cues.append(Cue(pieces=("one END two", "more"), wait=asyncio.Event()))
     reply = await house.ask(user("a"), stop=["END"])
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         assert await hear(listener) == [Delta("one ")]
         await house.relay.drain(0.01)
         assert await hear(listener) == [Finish("stop")]

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.errors import ShuttingDown, VendorFailed
 from proxy.messages import Ask, Delta, Finish, TurnRecord
-from proxy.reply import ListenerLeft, Reply, Said
+from proxy.reply import Listener, ListenerLeft, Reply, Said
 from tests.scripted import hear
 
 
@@ -43,7 +43,7 @@ A, B, END = Delta("a"), Delta("b"), Finish()
 
 async def everything(reply: Reply) -> list[Said]:
     heard: list[Said] = []
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         while not heard or heard[-1] != END:
             heard += await hear(listener)
     return heard
@@ -66,7 +66,7 @@ async def test_what_was_said_at_once_is_heard_at_once() -> None:
     """Events that come without a pause between them are heard together."""
     script = Script()
     script.say(A, B)
-    with script.reply(linger=0).listen() as listener:
+    with Listener([script.reply(linger=0)]) as listener:
         await asyncio.sleep(0)
         heard: Sequence[Said] = await hear(listener)
 
@@ -76,7 +76,7 @@ async def test_what_was_said_at_once_is_heard_at_once() -> None:
 async def test_silence_is_heard_as_nothing() -> None:
     """Hearing ends empty-handed after its timeout, and goes on afterwards."""
     script = Script()
-    with script.reply().listen() as listener:
+    with Listener([script.reply()]) as listener:
         assert await hear(listener, 0.01) == []
         script.say(A)
         assert await hear(listener, 1) == [A]
@@ -88,7 +88,7 @@ async def test_a_fault_is_raised_after_what_was_said() -> None:
     reply = script.reply()
     script.say(A, VendorFailed("it broke off"))
     for _ in range(2):
-        with reply.listen() as listener:
+        with Listener([reply]) as listener:
             assert await hear(listener) == [A]
             with pytest.raises(VendorFailed):
                 await hear(listener)
@@ -98,7 +98,7 @@ async def test_an_unheard_reply_is_stopped_after_lingering() -> None:
     """When the last listener has left, the speaker is stopped once `linger` is over, and its generator closed."""
     script = Script()
     reply = script.reply(linger=0.02)
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         script.say(A)
         await hear(listener)
     await asyncio.sleep(0.01)
@@ -108,7 +108,7 @@ async def test_an_unheard_reply_is_stopped_after_lingering() -> None:
 
     assert reply.ended.cancelled()
     assert script.closed
-    with reply.listen() as late:
+    with Listener([reply]) as late:
         assert await hear(late) == [A]
         with pytest.raises(ShuttingDown):
             await hear(late)
@@ -118,9 +118,9 @@ async def test_a_new_listener_stops_the_clock() -> None:
     """A reply that is listened to again in time runs on."""
     script = Script()
     reply = script.reply(linger=0.02)
-    with reply.listen():
+    with Listener([reply]):
         pass
-    with reply.listen() as listener:
+    with Listener([reply]) as listener:
         await asyncio.sleep(0.04)
         script.say(END, None)
         assert await hear(listener) == [END]
@@ -130,8 +130,8 @@ async def test_one_of_two_may_leave() -> None:
     """A reply runs on for the listener that stays."""
     script = Script()
     reply = script.reply(linger=0)
-    with reply.listen() as stays:
-        with reply.listen():
+    with Listener([reply]) as stays:
+        with Listener([reply]):
             pass
         await asyncio.sleep(0.01)
         script.say(A)
@@ -142,7 +142,7 @@ async def test_a_lingering_reply_may_end() -> None:
     """An unheard reply that ends in time is not stopped, and its record says that nobody heard."""
     script = Script()
     reply = script.reply(linger=0.05)
-    with reply.listen():
+    with Listener([reply]):
         pass
     script.say(END, None)
     await asyncio.sleep(0.08)
@@ -153,7 +153,7 @@ async def test_a_lingering_reply_may_end() -> None:
 
 async def test_leaving_wakes_a_waiting_listener() -> None:
     """A listener told to leave stops hearing at once."""
-    with Script().reply().listen() as listener:
+    with Listener([Script().reply()]) as listener:
         waiting = asyncio.create_task(hear(listener))
         await asyncio.sleep(0)
         listener.leave()

@@ -7,6 +7,7 @@ import pytest
 
 from proxy import seats
 from proxy.messages import Delta, Message
+from proxy.reply import Listener
 from tests.scripted import Cue, House, hear, user
 
 
@@ -16,7 +17,7 @@ async def interrupted(house: House, *, listening: bool = False, ends: float | No
     house.bot.cues.append(Cue(pieces=("I will tell you ", "everything"), wait=gate))
     reply = await house.ask(user("a"))
     with ExitStack() as stack:
-        (heard,) = await hear(stack.enter_context(reply.listen()))
+        (heard,) = await hear(stack.enter_context(Listener([reply])))
         assert isinstance(heard, Delta)
         if not listening:
             stack.close()

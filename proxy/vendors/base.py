@@ -332,7 +332,9 @@ class Arriving:
         self._left = bot.options.max_reply_bytes
 
     async def __aenter__(self) -> Self:
-        self._first_byte: _Limit | None = _Limit.after(self._bot.options.first_byte_timeout, "first_byte_timeout")
+        self._now, self._idle = asyncio.get_running_loop().time, self._bot.options.idle_timeout
+        self._first_byte: _Limit | None
+        self._first_byte = _Limit(self._now() + self._bot.options.first_byte_timeout, "first_byte_timeout")
         limit = min(self._first_byte, self._whole)
         self._patience = Patience()
         try:
@@ -366,7 +368,7 @@ class Arriving:
 
     async def __anext__(self) -> bytes:
         """The next bytes, as the network brings them."""
-        limit = self._first_byte or _Limit.after(self._bot.options.idle_timeout, "idle_timeout")
+        limit = self._first_byte or _Limit(self._now() + self._idle, "idle_timeout")
         limit = self._whole if self._whole.at < limit.at else limit
         try:
             with self._patience.until(limit.at):
@@ -394,7 +396,7 @@ class Arriving:
 
     async def drain(self, seconds: float = 0.05) -> None:
         """Read what comes after all that matters, so that the connection can be used again; give up after `seconds`."""
-        self._whole = min(self._whole, _Limit.after(seconds, "timeout"))
+        self._whole = min(self._whole, _Limit(self._now() + seconds, "timeout"))
         with suppress(VendorError):
             async for _ in self:
                 pass
@@ -430,10 +432,6 @@ class _Limit(NamedTuple):
 
     at: float
     key: str
-
-    @classmethod
-    def after(cls, seconds: float, key: str) -> Self:
-        return cls(asyncio.get_running_loop().time() + seconds, key)
 
 
 class _Sending(httpx2.AsyncByteStream):

@@ -162,7 +162,7 @@ class _Heard:
 def _is_failure(found: Object) -> bool:
     if found.get("success") is False:
         return True
-    if {"content", "answer"} & found.keys() or isinstance(found.get("data"), Mapping):
+    if "content" in found or "answer" in found or isinstance(found.get("data"), Mapping):
         return False
     return bool(found.get("error")) or str(found.get("code", 0)) not in ("None", "0", "200")
 

@@ -19,7 +19,7 @@ from proxy.config import ModelOptions
 from proxy.errors import ProxyError
 from proxy.messages import Ask, Attachment, Finish, Message, TurnRecord
 from proxy.relay import Model, Relay, Rules
-from proxy.reply import ListenerLeft, Reply
+from proxy.reply import Listener, ListenerLeft, Reply
 from tests.continuity.shelf import STATES, Cupboard, InMemory, Watched
 from tests.continuity.timeless import TimelessLoop
 from tests.continuity.truth import ASKING, IDLE_TTL, LINGER, Plan, Request, TruthfulBot, Witness
@@ -295,7 +295,7 @@ class Machine(RuleBasedStateMachine):
         ASKING.set(request)
         try:
             request.reply = await asked(house.relay, model, ask)
-            with request.reply.listen() as request.listener:
+            with Listener([request.reply]) as request.listener:
                 if request.left:
                     request.listener.leave()
                 while not request.finished:
