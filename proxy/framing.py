@@ -125,7 +125,7 @@ class JsonObjects:
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         fresh = self._text.feed(data)
         text = self._rest + fresh
-        is_open = not self._depth and self._rest.startswith(_LINES) and not _EOL.search(fresh)
+        is_open = self._rest and not self._depth and self._rest.startswith(_LINES) and not _EOL.search(fresh)
         found: list[dict[str, Any]] = []
         at = 0 if is_open else self._skip(text, 0)
         while self._depth or text.startswith("{", at):
@@ -142,9 +142,10 @@ class JsonObjects:
             found.append(self._parsed())
             at = self._skip(text, at)
         self._rest = rest = text[at:]
-        _bound(len(rest), min(self._max, MAX_FIELD))
-        if rest and not self._depth and not any(field.startswith(rest) or rest.startswith(field) for field in _FIELDS):
-            raise FramingError("something that is not a JSON object")
+        if rest:
+            _bound(len(rest), min(self._max, MAX_FIELD))
+            if not self._depth and not any(field.startswith(rest) or rest.startswith(field) for field in _FIELDS):
+                raise FramingError("something that is not a JSON object")
         return found
 
     def close(self) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ class AccessLine:
         known: dict[str, object] = {"request_id": request_id, "method": scope["method"], "path": scope["path"][:200]}
         scope["parley"] = known
 
-        async def stamped(message: Message) -> None:
+        def stamped(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 known["status"] = message["status"]
                 message["headers"] = [
@@ -74,7 +74,7 @@ class AccessLine:
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", b"%d" % _ms(time.perf_counter() - started)),
                 ]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, stamped)

@@ -59,7 +59,7 @@ class NewOaks(HttpBot[NewOaksOptions]):
                 texts: list[str] = []
                 try:
                     for found in decoder.feed(piece):
-                        texts.append(heard.take(_without_case(found)))
+                        texts.append(heard.take(found))
                 finally:  # what came at once goes on at once, also where a fault came behind it
                     if text := "".join(texts):
                         yield Delta(text)
@@ -108,11 +108,13 @@ class _Heard:
         self._pairs = Pairs()
         self._words = Words()
 
-    def take(self, found: Object) -> str:
+    def take(self, told: Object) -> str:
         """The text that this object lets out. After the end of the answer nothing counts any more."""
         if self.ended:
             return ""
-        if _is_failure(found):
+        if len(told) == 1 and type(text := told.get("content")) is str:  # as nearly all are
+            return self._words.let_out(self._pairs.feed(text))
+        if _is_failure(found := _without_case(told)):
             self._fail(found)
         if "answer" in found:
             return self._summary(found)
