@@ -21,7 +21,6 @@ LONGEST_REPLY = 4096  # bytes of a reply that are kept to recognise its beginnin
 LONGEST_SENT = 32 * 1024  # bytes of a user's message that are kept to recognise what was wrapped around it
 SHORTEST_CONTAINED = 8  # characters: less is contained in too much
 WINDOW = 200  # messages that a client which forgets the oldest is known by
-_NOTHING_FORWARDED = fields_digest({}).hex()
 GRACE = 60.0  # seconds before the end of its time (5 % of it if that is less) in which a handle is left alone
 
 
@@ -42,7 +41,7 @@ class Partition:
 
     def digest(self) -> bytes:
         """Equal for equal partitions only."""
-        told = fields_digest(self.forwarded).hex() if self.forwarded else _NOTHING_FORWARDED
+        told = fields_digest(self.forwarded).hex()
         return pack((self.tenant, self.model, self.bot, self.end_user, self.scope, "" if self.scope else told))
 
 

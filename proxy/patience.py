@@ -26,7 +26,7 @@ class Alarm:
 
     def end(self) -> None:
         """Never strike again, and let go of whom it would strike: the two know each other."""
-        self._strike = _nobody
+        self._strike = lambda: None
         if self._timer is not None:
             self._timer.cancel()
 
@@ -45,10 +45,6 @@ class Alarm:
             return
         self._at = inf
         self._strike()
-
-
-def _nobody() -> None:
-    """Whom an alarm strikes that has ended."""
 
 
 class Patience:

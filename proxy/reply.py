@@ -87,7 +87,7 @@ class Reply:
         try:
             await speaking()
         except Exception as fault:  # noqa: BLE001 - it is raised again in front of every listener
-            self._fault = fault
+            self._fault = _anew(fault)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._over = True
@@ -118,11 +118,18 @@ class Reply:
     def _check(self) -> None:
         """Raise what it ended with, if that was no good end."""
         if self._over and not self.complete:
-            raise self._fault or ShuttingDown("The reply was stopped before its end", delivered=True, retry_after=1)
+            raise _anew(self._fault or ShuttingDown("The reply was stopped too early", delivered=True, retry_after=1))
 
     def _was_heard_out(self) -> None:
         if not self.heard_out.done():
             self.heard_out.set_result(None)
+
+
+def _anew(fault: Exception) -> Exception:
+    """The same as if nobody had raised it: what is kept must not hold all that was at hand where it was raised."""
+    anew: Exception = type(fault).__new__(type(fault), *fault.args)
+    vars(anew).update(vars(fault))
+    return anew
 
 
 class Listener:
@@ -256,8 +263,7 @@ class Replies:
     def _ended(self, reply: Reply) -> None:
         loop = asyncio.get_running_loop()
         self.running.discard(reply)
-        if reply.ask.idempotency_key:
-            self._remember_key(reply.ask, loop.time() + REMEMBERED)
+        self._remember_key(reply.ask, loop.time() + REMEMBERED)
         told = reply.complete and not reply.heard_out.done()
         if not told or reply.parked is None or len(reply.text) > LONGEST_REMEMBERED:
             self.forget(reply)
@@ -270,6 +276,7 @@ class Replies:
 
     def forget(self, reply: Reply) -> None:
         """Tell it to nobody who asks from now on."""
+        reply.heard_out.cancel()  # nobody waits for that now: it knows the reply, which knows it
         if timer := self._unheard.pop(reply, None):
             timer.cancel()
         known = self._by_head.get(reply.asked, [])

@@ -16,7 +16,6 @@ from proxy.telemetry import log
 from proxy.workers import HANG_UP, READY
 
 LOOPBACK = "127.0.0.1"
-GARBAGE = 10_000  # more objects than before until the collector looks: Python's 700 are made by a few turns at once
 KEEP_ALIVE = 75  # seconds an idle connection stays open: longer than clients and load balancers keep theirs
 
 
@@ -47,7 +46,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it again and again while turns run
-        gc.set_threshold(GARBAGE)
+        gc.set_threshold(10_000)  # more objects than before: Python's 700 are made by a few turns at once
         if not self.should_exit:
             self._announce()
 

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -680,19 +680,25 @@ async def test_a_reply_stopped_while_it_was_parked_is_not_told_again() -> None:
     house.relay.stop()
 
 
-async def test_a_heard_reply_is_gone_without_the_collector() -> None:
-    """A reply and the history it answered are let go of as soon as it was heard, however big they are."""
+@pytest.mark.parametrize("fault", [None, VendorFailed("broken")])
+async def test_a_heard_reply_is_gone_without_the_collector(fault: VendorFailed | None) -> None:
+    """A reply and the history it answered are let go of as soon as it was heard, well or not, however big they are."""
     house = House()
+    if fault is not None:
+        house.bot.cues.append(Cue(fault=fault))
     gc.collect()
     gc.disable()
     try:
         reply = await house.ask(user("a"))
         gone = weakref.ref(reply)
-        with Listener([reply]) as listener:
+        with suppress(VendorFailed), Listener([reply]) as listener:
             while not reply.complete:
                 await hear(listener, 5)
             await hear(listener, 5)
         await reply.ended
+        house.bot.cues.clear()
+        if fault is not None:
+            fault.__traceback__ = None  # the test's own hold on it
         del reply, listener
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -58,7 +58,8 @@ class Punctual:
         task = asyncio.create_task(self._in_time(answer))
         self._running.add(task)
         task.add_done_callback(self._over)
-        return await asyncio.shield(task)
+        await asyncio.wait((task,))
+        return task.result()
 
     def _over(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
