@@ -316,7 +316,8 @@ def take(ask: Ask, data: bytes) -> bytes:
             ask.whole = True
         return b""
     *events, rest = data.split(b"\n\n")
-    for event in events:
+    for block in events:
+        event = block[block.startswith(b":") and block.find(b"\n") + 1 :]  # a heartbeat may stand before it
         if not event.startswith(b"data: {"):
             continue
         document = json.loads(event[6:])
