@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(run.__name__.strip("_"), help=summary, description=f"{summary.capitalize()}.")
         added.set_defaults(command=run)
         if "config" in options:
-            added.add_argument("--config", type=Path, metavar="FILE", help="default: $PARLEY_CONFIG, ./config.yaml")
+            added.add_argument("--config", type=Path, metavar="FILE", help="default: $PARLEY_CONFIG, then config.yaml")
         if "address" in options:
             added.add_argument("--host", metavar="H", help=f"address to listen on (default: {LOOPBACK})")
             added.add_argument("--port", type=int, metavar="P", help="0 picks a free one (default: 8080)")
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--base-url", metavar="URL", help="a running proxy, e.g. http://127.0.0.1:8080/v1")
     chat.add_argument("--key", default="", metavar="KEY", help="the key for it (default: $PARLEY_KEY)")
     simulate = command(_simulate, "only the simulated vendors, to test a configuration against", "address")
-    simulate.add_argument("--latency", type=float, default=DEMO_LATENCY, metavar="S", help="seconds of thought")
+    simulate.add_argument("--latency", type=float, default=DEMO_LATENCY, metavar="S", help="seconds before they speak")
     setup = command(_setup, "what a vendor needs once, outside of chatting: see the README's vendors", "config")
     setup.add_argument("model", metavar="MODEL")
     setup.add_argument("--create", metavar="NAME", help="make a new assistant and print its id")

@@ -41,8 +41,8 @@ class Partition:
 
     def digest(self) -> bytes:
         """Equal for equal partitions only."""
-        told = fields_digest(self.forwarded).hex()
-        return pack((self.tenant, self.model, self.bot, self.end_user, self.scope, "" if self.scope else told))
+        told = "" if self.scope else fields_digest(self.forwarded).hex()
+        return pack((self.tenant, self.model, self.bot, self.end_user, self.scope, told))
 
 
 class Continuation(NamedTuple):

@@ -1,7 +1,7 @@
 """The words this program is written in: plain values, no I/O, nothing of OpenAI's or any vendor's.
 
-What is made most often, for every message or piece, is a named tuple: a frozen dataclass takes three times as long to
-make. What a store keeps is a dataclass, since that is what orjson writes with its names.
+What is made most often, for every message or piece, is a named tuple: a frozen dataclass takes more than twice as
+long to make. What a store keeps is a dataclass, since that is what orjson writes with its names.
 """
 
 import time

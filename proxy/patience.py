@@ -1,6 +1,6 @@
 """Deadlines that are put off again and again, as those of a stream are, and that hardly ever strike.
 
-asyncio's own set a timer for each wait and take it back: a third of what it costs to pass a piece of a stream on.
+asyncio's own set a timer for each wait and take it back, which adds up where every piece of a stream is waited for.
 """
 
 import asyncio

@@ -118,7 +118,8 @@ class Reply:
     def _check(self) -> None:
         """Raise what it ended with, if that was no good end."""
         if self._over and not self.complete:
-            raise _anew(self._fault or ShuttingDown("The reply was stopped too early", delivered=True, retry_after=1))
+            stopped = ShuttingDown("The reply was stopped before its end", delivered=True, retry_after=1)
+            raise _anew(self._fault or stopped)
 
     def _was_heard_out(self) -> None:
         if not self.heard_out.done():
@@ -142,7 +143,6 @@ class Listener:
         self._replies = replies
         self._heard = [0] * len(replies)
         self._left = False
-        self._loop = asyncio.get_running_loop()
         self._bell: asyncio.Future[None] | None = None
         self._alarm = Alarm(self.ring)
 
@@ -195,9 +195,9 @@ class Listener:
         return found
 
     async def _wait(self, timeout: float | None) -> None:
-        self._bell = self._loop.create_future()
+        self._bell = self._alarm.loop.create_future()
         if timeout is not None:
-            self._alarm.set(self._loop.time() + timeout)
+            self._alarm.set(self._alarm.loop.time() + timeout)
         try:
             await self._bell
         finally:

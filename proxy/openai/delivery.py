@@ -6,7 +6,8 @@ fault still gets its own status.
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from proxy.errors import InvalidRequest, RequestTooLarge
@@ -83,6 +84,18 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     return bytes(body)
 
 
+@contextmanager
+def listening(replies: Sequence[Reply], receive: Receive) -> Iterator[Listener]:
+    """A listener that leaves by itself when the client hangs up."""
+    with Listener(replies) as listener:
+        watch = asyncio.create_task(_await_disconnect(receive))
+        watch.add_done_callback(lambda _: listener.leave())
+        try:
+            yield listener
+        finally:
+            watch.cancel()
+
+
 async def _await_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -95,16 +108,11 @@ async def deliver(
     known = scope["parley"]
     answer = _Answer(replies, form)
     try:
-        with Listener(replies) as listener:
-            watch = asyncio.create_task(_await_disconnect(receive))
-            watch.add_done_callback(lambda _: listener.leave())
-            try:
-                if form.stream:
-                    await _stream(scope, send, answer, listener, heartbeat=heartbeat)
-                else:
-                    await _fold(send, answer, listener)
-            finally:
-                watch.cancel()
+        with listening(replies, receive) as listener:
+            if form.stream:
+                await _stream(scope, send, answer, listener, heartbeat=heartbeat)
+            else:
+                await _fold(send, answer, listener)
         known["outcome"] = known.get("outcome", "ok")
     except ListenerLeft:
         known["outcome"] = "left"

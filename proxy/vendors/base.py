@@ -16,7 +16,6 @@ from email.utils import parsedate_to_datetime
 from functools import cache, cached_property, lru_cache
 from hashlib import sha256
 from ssl import SSLContext
-from types import AsyncGeneratorType
 from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -219,7 +218,7 @@ class HttpBot(ABC, Generic[OptionsT]):
         head = self._head(host, headers or {}, json=body is not None).copy()
         if method == "POST" or body is not None:
             head["content-length"] = str(sending.length)
-        return Arriving(self, self._transport, httpx2.Request(method, url, headers=head, stream=sending), until)
+        return Arriving(self, httpx2.Request(method, url, headers=head, stream=sending), sending, until)
 
     def _head(self, host: str, headers: Mapping[str, str], *, json: bool) -> httpx2.Headers:
         """The headers of a call, its body's length apart. They are the same in nearly every call, so they are kept."""
@@ -324,10 +323,10 @@ class Arriving:
     status: int
     headers: Mapping[str, str]
 
-    def __init__(self, bot: HttpBot[Any], transport: Transport, request: httpx2.Request, until: float) -> None:
+    def __init__(self, bot: HttpBot[Any], request: httpx2.Request, sending: "_Sending", until: float) -> None:
         self._bot = bot
-        self._transport = transport
         self._request = request
+        self._sending = sending
         self._whole = _Limit(until, "timeout")
         self._left = bot.options.max_reply_bytes
 
@@ -339,13 +338,12 @@ class Arriving:
         self._patience = Patience()
         try:
             with self._patience.until(limit.at):
-                response = await self._transport.handle_async_request(self._request)
+                response = await self._bot._transport.handle_async_request(self._request)
         except BaseException as fault:
             self._patience.end()
             if not isinstance(fault, (httpx2.HTTPError, OSError)):
                 raise
-            sending = self._request.stream
-            sent = sending.begun if isinstance(sending, _Sending) and sending.length else not isinstance(fault, _BEFORE)
+            sent = self._sending.begun if self._sending.length else not isinstance(fault, _BEFORE)
             raise self._bot.translated(fault, limit.key, sent=sent) from None
         self.status, self.headers = response.status_code, response.headers
         assert isinstance(response.stream, httpx2.AsyncByteStream)
@@ -357,7 +355,7 @@ class Arriving:
     async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
         self._patience.end()
         with suppress(httpx2.HTTPError, OSError):
-            if isinstance(self._pieces, AsyncGeneratorType):
+            if isinstance(self._pieces, AsyncGenerator):
                 await self._pieces.aclose()
             await self._stream.aclose()
         if isinstance(fault, FramingError):
@@ -449,10 +447,7 @@ class _Sending(httpx2.AsyncByteStream):
         if self.begun:
             raise StopAsyncIteration
         self.begun = True
-        body, self._body = (
-            self._body,
-            b"",
-        )  # orjson gives 4 KiB or more, too much to keep as long as a reply
+        body, self._body = self._body, b""  # not kept as long as the reply: what orjson writes holds 4 KiB or more
         return body
 
 

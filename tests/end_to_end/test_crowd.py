@@ -317,7 +317,7 @@ def take(ask: Ask, data: bytes) -> bytes:
         return b""
     *events, rest = data.split(b"\n\n")
     for block in events:
-        event = block[block.startswith(b":") and block.find(b"\n") + 1 :]  # a heartbeat may stand before it
+        event = block.rpartition(b"\n")[2]  # a heartbeat may stand before it
         if not event.startswith(b"data: {"):
             continue
         document = json.loads(event[6:])
