@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 
 from proxy.errors import BotResting, RateLimited, VendorError, VendorFailed, VendorTimeout, VendorUnavailable
 from proxy.messages import BotLoad
@@ -46,14 +45,17 @@ class Admission:
         """What goes on here now. A bot rests until a turn that tried it has shown that it answers again."""
         return BotLoad(self._name, self._running, self._waiting, self._is_closed)
 
-    @asynccontextmanager
-    async def entered(self, *, sibling: bool = False) -> AsyncIterator[None]:
-        """A turn at the bot. Raises RateLimited when the line is full, BotResting while the bot is left alone.
+    def entered(self, *, sibling: bool = False) -> "Stay":
+        """A turn at the bot, as a context: raises RateLimited when the line is full, BotResting while it is left alone.
 
         A `sibling` belongs to a request of which another turn was let in: where that one tries the bot, so may it.
         """
+        return Stay(self, sibling)
+
+    async def _enter(self, sibling: bool) -> bool:
+        """Be let in, maybe after a wait in line. True: this turn tries a bot that kept failing."""
         self._check_rest(sibling)
-        if self._slots.locked() and self._waiting >= self._queue:
+        if self._waiting >= self._queue and self._slots.locked():
             busy = "This bot is answering as many turns as it may, and its queue is full: try again in a moment"
             raise RateLimited(busy, code="bot_busy", retry_after=RETRY_AFTER)
         self._waiting += 1
@@ -61,35 +63,28 @@ class Admission:
             await self._slots.acquire()
         finally:
             self._waiting -= 1
-        self._running += 1
         try:
-            with self._watched(sibling):
-                yield
-        finally:
-            self._running -= 1
+            self._check_rest(sibling)  # it may have begun while this turn stood in line
+        except BotResting:
             self._slots.release()
-
-    @contextmanager
-    def _watched(self, sibling: bool) -> Iterator[None]:
-        self._check_rest(sibling)  # it may have begun while this turn stood in line
+            raise
+        self._running += 1
         trying = self._is_closed and not self._trying
         self._trying = self._trying or trying
-        try:
-            yield
-        except FAULTS:
+        return trying
+
+    def _leave(self, fault: BaseException | None, trying: bool) -> None:
+        self._running -= 1
+        self._slots.release()
+        if trying:
+            self._trying = False
+        if isinstance(fault, FAULTS):
             was_closed = self._is_closed
             self._failures += 1
             if self._is_closed and (trying or not was_closed):  # those still under way close nothing again
                 self._close()
-            raise
-        except VendorError:
-            self._open()  # the bot is there: it has something against this turn
-            raise
-        else:
+        elif fault is None or isinstance(fault, VendorError):  # the bot is there, whatever it has against this turn
             self._open()
-        finally:
-            if trying:
-                self._trying = False
 
     @property
     def _is_closed(self) -> bool:
@@ -110,3 +105,17 @@ class Admission:
         if self._is_closed:
             log.info("a bot answers again", extra={"parley": {"model": self._name}})
         self._failures = 0
+
+
+class Stay:
+    """One turn's stay at a bot. What ends it tells how the bot is."""
+
+    def __init__(self, bot: Admission, sibling: bool) -> None:
+        self._bot = bot
+        self._sibling = sibling
+
+    async def __aenter__(self) -> None:
+        self._trying = await self._bot._enter(self._sibling)
+
+    async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
+        self._bot._leave(fault, self._trying)

@@ -2,9 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Sequence
-
-from starlette.datastructures import Headers
+from collections.abc import Awaitable, Iterable, Sequence
 
 from proxy.errors import RateLimited, Unauthorized
 from proxy.messages import Key
@@ -28,7 +26,7 @@ class Authenticate:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and scope["path"].startswith(self._under):
-            key = scope["parley.key"] = self._caller(Headers(scope=scope)) if self._keys else ANYBODY
+            key = scope["parley.key"] = self._caller(scope["headers"]) if self._keys else ANYBODY
             scope["parley"]["key"] = key.name
             if self._rates is not None and key.requests_per_minute:
                 return self._in_time(self._rates.wait(key.name, key.requests_per_minute), key, scope, receive, send)
@@ -40,11 +38,11 @@ class Authenticate:
             raise RateLimited(told, retry_after=seconds)
         await self._app(scope, receive, send)
 
-    def _caller(self, headers: Headers) -> Key:
-        scheme, _, presented = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not presented.strip():
+    def _caller(self, headers: Iterable[tuple[bytes, bytes]]) -> Key:
+        scheme, _, presented = next((value for name, value in headers if name == b"authorization"), b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not presented.strip():
             raise Unauthorized("No key was given: send it as `Authorization: Bearer KEY`")
-        wanted = hashlib.sha256(presented.strip().encode()).digest()
+        wanted = hashlib.sha256(presented.strip()).digest()
         found = [key for key in self._keys if hmac.compare_digest(key.digest, wanted)]
         if not found:
             raise Unauthorized("This key is not known here; ask whoever runs this proxy for one")

@@ -17,6 +17,7 @@ _LINES = ("event:", "id:", "retry:", ":")  # dropped with all up to the end of t
 _FIELDS = ("data:", "[DONE]", *_LINES)
 _DATA = re.compile(r"(?<=[\r\n])[ \t\ufeff]*data:")  # amid an object that is spread over several lines
 _DECODER = json.JSONDecoder()
+_UTF8 = codecs.getincrementaldecoder("utf-8-sig")
 _MARK = re.compile(r'\\.|["{}]', re.DOTALL)
 
 
@@ -28,7 +29,7 @@ class RawText:
     """UTF-8 text, also when a character is cut in two; a BOM at the start is dropped."""
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("strict")
+        self._decoder = _UTF8("strict")
         self._is_plain = False  # nothing is held back, and no BOM can come any more
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
@@ -127,7 +128,7 @@ class JsonObjects:
         text = self._rest + fresh
         is_open = self._rest and not self._depth and self._rest.startswith(_LINES) and not _EOL.search(fresh)
         found: list[dict[str, Any]] = []
-        at = 0 if is_open else self._skip(text, 0)
+        at = 0 if is_open or text.startswith("{") else self._skip(text, 0)
         while self._depth or text.startswith("{", at):
             if not self._depth and (whole := self._whole(text, at)):
                 found.append(whole[0])

@@ -55,6 +55,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._alarm = Alarm(self._strike)
+        self._task: asyncio.Task[object] | None = None  # that waits
         self._struck = False
 
     def until(self, at: float) -> Self:
@@ -67,18 +68,17 @@ class Patience:
         self._alarm.end()
 
     def __enter__(self) -> None:
-        task = asyncio.current_task(self._alarm.loop)
-        assert task is not None
-        self._task = task
-        self._cancelling = task.cancelling()
+        self._task = asyncio.current_task(self._alarm.loop)
+        self._cancelling = self._task.cancelling() if self._task else 0
 
     def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
-        self._alarm.set(inf)
-        if self._struck:
+        task, self._task = self._task, None
+        if self._struck and task is not None:
             self._struck = False
-            if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
                 raise TimeoutError from fault
 
     def _strike(self) -> None:
-        self._struck = True
-        self._task.cancel()
+        if self._task is not None:
+            self._struck = True
+            self._task.cancel()

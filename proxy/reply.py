@@ -163,7 +163,9 @@ class Listener:
         """
         said = self._unheard()
         if not said:
-            await self._wait(timeout)
+            self._bell = self._alarm.loop.create_future()
+            self._alarm.set(inf if timeout is None else self._alarm.loop.time() + timeout)
+            await self._bell
             said = self._unheard()
         return said
 
@@ -181,28 +183,20 @@ class Listener:
         if self._left:
             raise ListenerLeft
         found: list[tuple[int, Said]] = []
+        complete = True
         for choice, reply in enumerate(self._replies):
             heard, said = self._heard[choice], len(reply._said)
             if heard < said:
                 found += [(choice, event) for event in reply._said[heard:]]
                 self._heard[choice] = said
+            complete = complete and reply.complete
         if not found:
             for reply in self._replies:
                 reply._check()
-        elif all(reply.complete for reply in self._replies):
+        elif complete:
             for reply in self._replies:  # all or none: who asks once more is told every choice again
                 reply._was_heard_out()
         return found
-
-    async def _wait(self, timeout: float | None) -> None:
-        self._bell = self._alarm.loop.create_future()
-        if timeout is not None:
-            self._alarm.set(self._alarm.loop.time() + timeout)
-        try:
-            await self._bell
-        finally:
-            self._bell = None
-            self._alarm.set(inf)
 
 
 class Replies:

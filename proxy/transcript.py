@@ -150,7 +150,7 @@ def fields_digest(fields: Mapping[str, str]) -> bytes:
 def pack(parts: Iterable[str]) -> bytes:
     """Texts joined so that no two different lists give the same bytes."""
     encoded = [part.encode() for part in parts]
-    return b"".join(b"%d:%b" % (len(part), part) for part in encoded)
+    return b"".join([b"%d:%b" % (len(part), part) for part in encoded])
 
 
 def compose(turn: Turn, *, priming: bool) -> str:

@@ -6,8 +6,7 @@ fault still gets its own status.
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from proxy.errors import InvalidRequest, RequestTooLarge
@@ -62,9 +61,8 @@ class Form(NamedTuple):
     ignored: Sequence[str] = ()
 
 
-async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: int) -> bytes:
     """The request's body. Raises RequestTooLarge over `limit` bytes, InvalidRequest for another type than JSON."""
-    headers = dict(scope["headers"])
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json" and not kind.endswith(b"+json"):
         raise InvalidRequest("Send the body as JSON, with the header `Content-Type: application/json`")
@@ -84,23 +82,6 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int) -> bytes:
     return bytes(body)
 
 
-@contextmanager
-def listening(replies: Sequence[Reply], receive: Receive) -> Iterator[Listener]:
-    """A listener that leaves by itself when the client hangs up."""
-    with Listener(replies) as listener:
-        watch = asyncio.create_task(_await_disconnect(receive))
-        watch.add_done_callback(lambda _: listener.leave())
-        try:
-            yield listener
-        finally:
-            watch.cancel()
-
-
-async def _await_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 async def deliver(
     scope: Scope, receive: Receive, send: Send, replies: Sequence[Reply], form: Form, *, heartbeat: float
 ) -> None:
@@ -108,16 +89,28 @@ async def deliver(
     known = scope["parley"]
     answer = _Answer(replies, form)
     try:
-        with listening(replies, receive) as listener:
-            if form.stream:
-                await _stream(scope, send, answer, listener, heartbeat=heartbeat)
-            else:
-                await _fold(send, answer, listener)
+        with Listener(replies) as listener:
+            watch = asyncio.create_task(_leave_with_client(listener, receive))
+            try:
+                if form.stream:
+                    await _stream(scope, send, answer, listener, heartbeat=heartbeat)
+                else:
+                    await _fold(send, answer, listener)
+            finally:
+                watch.cancel()
         known["outcome"] = known.get("outcome", "ok")
     except ListenerLeft:
         known["outcome"] = "left"
     finally:
         known |= {name: value for name, value in turn_fields(replies[0].record).items() if name != "outcome"}
+
+
+async def _leave_with_client(listener: Listener, receive: Receive) -> None:
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    finally:
+        listener.leave()
 
 
 class _Answer:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.errors import InvalidRequest
-from proxy.messages import Ask
+from proxy.messages import Ask, Key
 from proxy.openai.delivery import BYTES_PER_TOKEN, Dialect, Form, deliver, read_body
 from proxy.openai.models import Models
 from proxy.openai.request import ChatRequest
@@ -14,6 +14,8 @@ from proxy.reply import Listener, Reply
 from proxy.telemetry import Receive, Scope, Send
 
 CONTACT_KEYS = ("email", "phone_number", "nickname")
+
+Headers = Mapping[bytes, bytes]  # the names in small letters, as ASGI has them
 
 _ID = re.compile(r"[\x21-\x7e]{1,256}\Z")
 
@@ -26,19 +28,24 @@ class Whereabouts:
     scope_metadata: Sequence[str] = ()
     user_headers: Sequence[str] = ()
 
-    def scope(self, headers: Mapping[str, str], metadata: Mapping[str, str]) -> tuple[str, str]:
+    def scope(self, headers: Headers, metadata: Mapping[str, str]) -> tuple[str, str]:
         """The conversation id and where it came from; the first source present counts."""
         for name in self.scope_headers:
-            if name.lower() in headers:
-                return headers[name.lower()], name
+            if (value := _told(headers, name)) is not None:
+                return value, name
         for name in self.scope_metadata:
             if name in metadata:
                 return metadata[name], f"metadata.{name}"
         return "", ""
 
-    def end_user(self, headers: Mapping[str, str]) -> str:
+    def end_user(self, headers: Headers) -> str:
         """The person a front end names in a header."""
-        return next((headers[name.lower()] for name in self.user_headers if headers.get(name.lower())), "")
+        return next((value for name in self.user_headers if (value := _told(headers, name))), "")
+
+
+def _told(headers: Headers, name: str) -> str | None:
+    value = headers.get(name.lower().encode())
+    return None if value is None else value.decode("latin-1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +69,12 @@ class Door:
     log_content: bool = field(default=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = self.parse(await read_body(scope, receive, limit=self.limits.max_body_bytes))
+        headers = dict(scope["headers"])
+        request = self.parse(await read_body(headers, receive, limit=self.limits.max_body_bytes))
         known = scope["parley"]
         model = self.models.find(request.model, scope["parley.key"])
         known |= {"model": model.name, "stream": request.stream}
-        ask, ignored = self._ask(scope, request, model)
+        ask, ignored = self._ask(headers, scope["parley.key"], request, model)
         dialect = self.dialect(request.model)
         form = Form(dialect, request.stream, request.include_usage, request.prompt_tokens, ignored)
         replies = await self._replies(model, ask, request.n)
@@ -97,17 +105,16 @@ class Door:
                 raise
         return replies
 
-    def _ask(self, scope: Scope, request: ChatRequest, model: Model) -> tuple[Ask, Sequence[str]]:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    def _ask(self, headers: Headers, key: Key, request: ChatRequest, model: Model) -> tuple[Ask, Sequence[str]]:
         ignored = [*request.ignored]
         scope_id, source = self.whereabouts.scope(headers, request.metadata)
         if source and not _ID.match(scope_id):
             ignored.append(source)
             scope_id = ""
-        key = headers.get("idempotency-key", "")
-        if key and not _ID.match(key):
+        idempotency_key = _told(headers, "idempotency-key") or ""
+        if idempotency_key and not _ID.match(idempotency_key):
             ignored.append("idempotency-key")
-            key = ""
+            idempotency_key = ""
         if model.options.strict and ignored:
             raise InvalidRequest(
                 f"`{ignored[0]}` is nothing that this bot can honour, and its configuration says `strict: true`: "
@@ -124,7 +131,7 @@ class Door:
             contact.setdefault("nickname", request.user)
         kept = {k: v for k, v in request.metadata.items() if k not in (*CONTACT_KEYS, *self.whereabouts.scope_metadata)}
         ask = Ask(
-            tenant=scope["parley.key"].name,
+            tenant=key.name,
             messages=request.messages,
             end_user=request.end_user or self.whereabouts.end_user(headers),
             scope=scope_id,
@@ -132,8 +139,8 @@ class Door:
             metadata=kept,
             stream=request.stream,
             body=request.digest,
-            repeated=headers.get("x-stainless-retry-count", "").lstrip("0").isdecimal(),
-            idempotency_key=key,
+            repeated=headers.get(b"x-stainless-retry-count", b"").lstrip(b"0").isdigit(),
+            idempotency_key=idempotency_key,
             stop=request.stop,
             most=None if most is None else most * BYTES_PER_TOKEN,
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
@@ -27,7 +27,7 @@ from proxy.errors import (
     VendorUnavailable,
 )
 from proxy.reply import ListenerLeft
-from proxy.telemetry import App, Message, Receive, Scope, Send, log
+from proxy.telemetry import App, Receive, Scope, Send, log
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +107,13 @@ class Envelope:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
         scope["app"] = self  # so that routing raises what it would else answer in its own way
-
-        def watched(message: Message) -> Awaitable[None]:
-            nonlocal begun
-            begun = True
-            return send(message)
-
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send)
         except ListenerLeft:
             scope["parley"]["outcome"] = "left"
         except Exception as fault:
-            if begun or scope["type"] != "http":
+            if scope["type"] != "http" or "status" in scope["parley"]:  # the response has begun
                 raise
             await answer(send, explained(fault, scope), receive)
 

@@ -41,8 +41,9 @@ class MemoryStore:
         if label not in self._ids:
             return None
         with self._entries.timer as now:
-            found = self._found([label], now)
-            return self._taken(found[0].id) if found else None
+            self._expire(now)
+            ids = self._ids.get(label, {})
+            return self._taken(next(iter(ids), "") if len(ids) < 2 else self._found([label], now)[0].id)
 
     async def put(self, parked: Parked) -> None:
         """Park an entry; whatever is too much then goes, the oldest of its head and the least used of all."""

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache, cached_property, lru_cache
 from hashlib import sha256
 from ssl import SSLContext
-from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -327,36 +327,37 @@ class Arriving:
         self._bot = bot
         self._request = request
         self._sending = sending
-        self._whole = _Limit(until, "timeout")
+        self._until = until
+        self._now = asyncio.get_running_loop().time
+        self._first_byte = self._now() + bot.options.first_byte_timeout  # 0 once there was one
+        self._idle = bot.options.idle_timeout
         self._left = bot.options.max_reply_bytes
 
     async def __aenter__(self) -> Self:
-        self._now, self._idle = asyncio.get_running_loop().time, self._bot.options.idle_timeout
-        self._first_byte: _Limit | None
-        self._first_byte = _Limit(self._now() + self._bot.options.first_byte_timeout, "first_byte_timeout")
-        limit = min(self._first_byte, self._whole)
         self._patience = Patience()
         try:
-            with self._patience.until(limit.at):
+            with self._patience.until(min(self._first_byte, self._until)):
                 response = await self._bot._transport.handle_async_request(self._request)
         except BaseException as fault:
             self._patience.end()
             if not isinstance(fault, (httpx2.HTTPError, OSError)):
                 raise
             sent = self._sending.begun if self._sending.length else not isinstance(fault, _BEFORE)
-            raise self._bot.translated(fault, limit.key, sent=sent) from None
+            raise self._bot.translated(fault, self._limit(self._first_byte), sent=sent) from None
         self.status, self.headers = response.status_code, response.headers
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         self._stream = response.stream
-        coded = response.headers.get("content-encoding", "identity") != "identity"  # though we do not ask for that
-        self._pieces = response.aiter_bytes() if coded else aiter(self._stream)
+        self._pieces = aiter(self._stream)
+        self._decoding: AsyncGenerator[bytes, None] | None = None
+        if response.headers.get("content-encoding", "identity") != "identity":  # though we do not ask for that
+            self._pieces = self._decoding = response.aiter_bytes()
         return self
 
     async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
         self._patience.end()
         with suppress(httpx2.HTTPError, OSError):
-            if isinstance(self._pieces, AsyncGenerator):
-                await self._pieces.aclose()
+            if self._decoding is not None:
+                await self._decoding.aclose()
             await self._stream.aclose()
         if isinstance(fault, FramingError):
             raise self._bot.garbled(f"sent what cannot be read ({fault})") from None
@@ -366,14 +367,13 @@ class Arriving:
 
     async def __anext__(self) -> bytes:
         """The next bytes, as the network brings them."""
-        limit = self._first_byte or _Limit(self._now() + self._idle, "idle_timeout")
-        limit = self._whole if self._whole.at < limit.at else limit
+        at = self._first_byte or self._now() + self._idle
         try:
-            with self._patience.until(limit.at):
+            with self._patience.until(at if at < self._until else self._until):
                 piece = await anext(self._pieces)
         except (httpx2.HTTPError, OSError) as fault:
-            raise self._bot.translated(fault, limit.key) from None
-        self._first_byte = None
+            raise self._bot.translated(fault, self._limit(at)) from None
+        self._first_byte = 0.0
         self._left -= len(piece)
         if self._left < 0:
             raise VendorFailed(f"{self._bot.title} sent more than `max_reply_bytes` allows: raise it, or ask for less")
@@ -394,10 +394,16 @@ class Arriving:
 
     async def drain(self, seconds: float = 0.05) -> None:
         """Read what comes after all that matters, so that the connection can be used again; give up after `seconds`."""
-        self._whole = min(self._whole, _Limit(self._now() + seconds, "timeout"))
+        if self.headers.get("content-length") == str(self._bot.options.max_reply_bytes - self._left):
+            return  # nothing comes
+        self._until = min(self._until, self._now() + seconds)
         with suppress(VendorError):
             async for _ in self:
                 pass
+
+    def _limit(self, at: float) -> str:
+        """The configuration key of the deadline that held, where `at` is when the next bytes were to be there."""
+        return "timeout" if self._until < at else "first_byte_timeout" if self._first_byte else "idle_timeout"
 
 
 class Words:
@@ -423,13 +429,6 @@ class Words:
         if text:
             self._said.append(text)
         return text
-
-
-class _Limit(NamedTuple):
-    """A moment on the event loop's clock, and the configuration key that set it."""
-
-    at: float
-    key: str
 
 
 class _Sending(httpx2.AsyncByteStream):

@@ -133,7 +133,7 @@ class _Heard:
         return text
 
     def _envelope(self, found: object) -> str:
-        if not isinstance(found, Mapping):
+        if not isinstance(found, dict):
             raise self._bot.garbled("answered with something else than an object as `Data`")
         data = _without_case(found)
         self._end(data.get("totaltoken"))
@@ -164,7 +164,7 @@ class _Heard:
 def _is_failure(found: Object) -> bool:
     if found.get("success") is False:
         return True
-    if "content" in found or "answer" in found or isinstance(found.get("data"), Mapping):
+    if "content" in found or "answer" in found or isinstance(found.get("data"), dict):
         return False
     return bool(found.get("error")) or str(found.get("code", 0)) not in ("None", "0", "200")
 

@@ -7,7 +7,6 @@ import select
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import nullcontext
 from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 from typing import Any
 
@@ -73,8 +72,11 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             await self._session.close()
 
     async def _acquire(self) -> None:
+        if not self._free.locked():
+            await self._free.acquire()
+            return
         try:
-            async with asyncio.timeout(self._connect_timeout) if self._free.locked() else nullcontext():
+            async with asyncio.timeout(self._connect_timeout):
                 await self._free.acquire()
         except TimeoutError:
             raise httpx2.PoolTimeout("all connections are in use") from None
