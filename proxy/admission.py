@@ -110,12 +110,12 @@ class Admission:
 class Stay:
     """One turn's stay at a bot. What ends it tells how the bot is."""
 
-    def __init__(self, bot: Admission, sibling: bool) -> None:
-        self._bot = bot
+    def __init__(self, admission: Admission, sibling: bool) -> None:
+        self._admission = admission
         self._sibling = sibling
 
     async def __aenter__(self) -> None:
-        self._trying = await self._bot._enter(self._sibling)
+        self._trying = await self._admission._enter(self._sibling)
 
     async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
-        self._bot._leave(fault, self._trying)
+        self._admission._leave(fault, self._trying)

@@ -55,7 +55,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._alarm = Alarm(self._strike)
-        self._task: asyncio.Task[object] | None = None  # that waits
+        self._task: asyncio.Task[object] | None = None  # the task that waits, while one does
         self._struck = False
 
     def until(self, at: float) -> Self:
@@ -68,8 +68,9 @@ class Patience:
         self._alarm.end()
 
     def __enter__(self) -> None:
-        self._task = asyncio.current_task(self._alarm.loop)
-        self._cancelling = self._task.cancelling() if self._task else 0
+        self._task = task = asyncio.current_task(self._alarm.loop)
+        assert task is not None
+        self._cancelling = task.cancelling()
 
     def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
         task, self._task = self._task, None

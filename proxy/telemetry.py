@@ -141,7 +141,11 @@ def _where(record: logging.LogRecord) -> str:
 
 
 def start_logging(*, plain: bool) -> None:
-    """Send this program's log to stderr, a JSON object or a plain line each; the server's complaints likewise."""
+    """Send this program's log to stderr, a JSON object or a plain line each; the server's complaints likewise.
+
+    For the whole process, log records then no longer know their line of code, thread and process, which no line tells:
+    https://docs.python.org/3/howto/logging.html#optimization
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainLines() if plain else JsonLines())
     for name, level in (("parley", logging.INFO), ("uvicorn", logging.WARNING)):
@@ -149,6 +153,5 @@ def start_logging(*, plain: bool) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
-    # What no line tells is not looked for either: https://docs.python.org/3/howto/logging.html#optimization
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

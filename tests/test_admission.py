@@ -109,6 +109,24 @@ async def test_a_bot_that_keeps_failing_is_left_alone(fault: ProxyError, caplog:
     ]
 
 
+async def test_who_waits_in_line_is_refused_when_the_bot_closes() -> None:
+    """A turn that stood in line while the bot began to rest is refused, and its place is free for the next."""
+    clock = Clock()
+    way = admission(clock=clock, concurrency=1, failures=1)
+    hold = asyncio.Event()
+    failing = asyncio.create_task(turn(way, VendorFailed("x"), hold))
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(turn(way))
+    await asyncio.sleep(0)
+    hold.set()
+    ended = await asyncio.gather(failing, waiting, return_exceptions=True)
+    assert [type(end) for end in ended] == [VendorFailed, BotResting]
+
+    clock.now += 10
+    await asyncio.wait_for(turn(way), 1)
+    assert (way.load.running, way.load.waiting, way.load.resting) == (0, 0, False)
+
+
 async def test_a_trial_that_fails_closes_again() -> None:
     """When the one turn that tries it fails too, the bot is left alone once more; one that leaves lets another try."""
     clock = Clock()

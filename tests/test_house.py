@@ -83,7 +83,7 @@ HOMES = {
     "pydantic_core": ["config.py", "openai/*", "vendors/*"],
     "redis": ["stores/redis.py"],
     "sqlite3": ["stores/sqlite.py"],
-    "starlette": ["app.py", "auth.py", "openai/*", "simulator/*"],
+    "starlette": ["app.py", "openai/*", "simulator/*"],
     "uvicorn": ["server.py"],
     "yaml": ["config.py"],
     "yarl": ["vendors/transport.py"],

@@ -19,6 +19,7 @@ BYTES_PER_TOKEN = 4  # what an estimate goes by
 SILENCES_PER_CHUNK = 60.0  # seconds of silence before an empty chunk goes out: some clients' timers hear no comments
 
 Headers = list[tuple[bytes, bytes]]
+HeaderValues = Mapping[bytes, bytes]  # by their names in lower case; of one that comes twice the last
 Heard = Sequence[tuple[int, Said]]
 Usage = dict[str, int]
 
@@ -61,7 +62,7 @@ class Form(NamedTuple):
     ignored: Sequence[str] = ()
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive, *, limit: int) -> bytes:
+async def read_body(headers: HeaderValues, receive: Receive, *, limit: int) -> bytes:
     """The request's body. Raises RequestTooLarge over `limit` bytes, InvalidRequest for another type than JSON."""
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json" and not kind.endswith(b"+json"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from proxy.errors import InvalidRequest
 from proxy.messages import Ask, Key
-from proxy.openai.delivery import BYTES_PER_TOKEN, Dialect, Form, deliver, read_body
+from proxy.openai.delivery import BYTES_PER_TOKEN, Dialect, Form, HeaderValues, deliver, read_body
 from proxy.openai.models import Models
 from proxy.openai.request import ChatRequest
 from proxy.relay import Model, Relay
@@ -14,8 +14,6 @@ from proxy.reply import Listener, Reply
 from proxy.telemetry import Receive, Scope, Send
 
 CONTACT_KEYS = ("email", "phone_number", "nickname")
-
-Headers = Mapping[bytes, bytes]  # the names in small letters, as ASGI has them
 
 _ID = re.compile(r"[\x21-\x7e]{1,256}\Z")
 
@@ -28,22 +26,22 @@ class Whereabouts:
     scope_metadata: Sequence[str] = ()
     user_headers: Sequence[str] = ()
 
-    def scope(self, headers: Headers, metadata: Mapping[str, str]) -> tuple[str, str]:
+    def scope(self, headers: HeaderValues, metadata: Mapping[str, str]) -> tuple[str, str]:
         """The conversation id and where it came from; the first source present counts."""
         for name in self.scope_headers:
-            if (value := _told(headers, name)) is not None:
+            if (value := _header(headers, name)) is not None:
                 return value, name
         for name in self.scope_metadata:
             if name in metadata:
                 return metadata[name], f"metadata.{name}"
         return "", ""
 
-    def end_user(self, headers: Headers) -> str:
+    def end_user(self, headers: HeaderValues) -> str:
         """The person a front end names in a header."""
-        return next((value for name in self.user_headers if (value := _told(headers, name))), "")
+        return next((value for name in self.user_headers if (value := _header(headers, name))), "")
 
 
-def _told(headers: Headers, name: str) -> str | None:
+def _header(headers: HeaderValues, name: str) -> str | None:
     value = headers.get(name.lower().encode())
     return None if value is None else value.decode("latin-1")
 
@@ -105,13 +103,13 @@ class Door:
                 raise
         return replies
 
-    def _ask(self, headers: Headers, key: Key, request: ChatRequest, model: Model) -> tuple[Ask, Sequence[str]]:
+    def _ask(self, headers: HeaderValues, key: Key, request: ChatRequest, model: Model) -> tuple[Ask, Sequence[str]]:
         ignored = [*request.ignored]
         scope_id, source = self.whereabouts.scope(headers, request.metadata)
         if source and not _ID.match(scope_id):
             ignored.append(source)
             scope_id = ""
-        idempotency_key = _told(headers, "idempotency-key") or ""
+        idempotency_key = _header(headers, "idempotency-key") or ""
         if idempotency_key and not _ID.match(idempotency_key):
             ignored.append("idempotency-key")
             idempotency_key = ""

@@ -101,7 +101,10 @@ async def send_json(
 
 
 class Envelope:
-    """ASGI middleware: whatever is raised before the response has begun is answered in OpenAI's form."""
+    """ASGI middleware: whatever is raised before the response has begun is answered in OpenAI's form.
+
+    It stands inside AccessLine, which notes the status of a response that has begun.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app

@@ -38,12 +38,12 @@ class MemoryStore:
 
     async def take_newest(self, label: str) -> Parked | None:
         """Remove the newest entry with a label; atomic for the same reason."""
-        if label not in self._ids:
-            return None
         with self._entries.timer as now:
             self._expire(now)
             ids = self._ids.get(label, {})
-            return self._taken(next(iter(ids), "") if len(ids) < 2 else self._found([label], now)[0].id)
+            if len(ids) == 1:  # as nearly always
+                return self._taken(*ids)
+            return self._taken(self._found([label], now)[0].id) if ids else None
 
     async def put(self, parked: Parked) -> None:
         """Park an entry; whatever is too much then goes, the oldest of its head and the least used of all."""

@@ -329,7 +329,7 @@ class Arriving:
         self._sending = sending
         self._until = until
         self._now = asyncio.get_running_loop().time
-        self._first_byte = self._now() + bot.options.first_byte_timeout  # 0 once there was one
+        self._first_byte = self._now() + bot.options.first_byte_timeout  # 0 once it has come
         self._idle = bot.options.idle_timeout
         self._left = bot.options.max_reply_bytes
 
@@ -347,17 +347,15 @@ class Arriving:
         self.status, self.headers = response.status_code, response.headers
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         self._stream = response.stream
-        self._pieces = aiter(self._stream)
-        self._decoding: AsyncGenerator[bytes, None] | None = None
-        if response.headers.get("content-encoding", "identity") != "identity":  # though we do not ask for that
-            self._pieces = self._decoding = response.aiter_bytes()
+        coded = response.headers.get("content-encoding", "identity") != "identity"  # though we do not ask for that
+        self._pieces = response.aiter_bytes() if coded else aiter(self._stream)
         return self
 
     async def __aexit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
         self._patience.end()
         with suppress(httpx2.HTTPError, OSError):
-            if self._decoding is not None:
-                await self._decoding.aclose()
+            if isinstance(self._pieces, AsyncGenerator):
+                await self._pieces.aclose()
             await self._stream.aclose()
         if isinstance(fault, FramingError):
             raise self._bot.garbled(f"sent what cannot be read ({fault})") from None
@@ -395,14 +393,14 @@ class Arriving:
     async def drain(self, seconds: float = 0.05) -> None:
         """Read what comes after all that matters, so that the connection can be used again; give up after `seconds`."""
         if self.headers.get("content-length") == str(self._bot.options.max_reply_bytes - self._left):
-            return  # nothing comes
+            return  # nothing more comes
         self._until = min(self._until, self._now() + seconds)
         with suppress(VendorError):
             async for _ in self:
                 pass
 
     def _limit(self, at: float) -> str:
-        """The configuration key of the deadline that held, where `at` is when the next bytes were to be there."""
+        """The configuration key of the deadline that held, where `at` is by when the next bytes were due."""
         return "timeout" if self._until < at else "first_byte_timeout" if self._first_byte else "idle_timeout"
 
 

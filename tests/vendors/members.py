@@ -4,7 +4,7 @@ A vendor joins with a row in MEMBERS; test_contract.py knows no vendor.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -238,9 +238,14 @@ class Shreds(httpx2.AsyncByteStream):
         self._size = size
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for piece in self._stream:
-            for at in range(0, len(piece), self._size):
-                yield piece[at : at + self._size]
+        pieces = aiter(self._stream)
+        try:
+            async for piece in pieces:
+                for at in range(0, len(piece), self._size):
+                    yield piece[at : at + self._size]
+        finally:  # else a task of its own would do it, some time
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -478,6 +478,27 @@ async def test_a_finished_connection_is_used_again() -> None:
         assert (vendor.requests, vendor.connections) == (5, 1)
 
 
+async def sized(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none")
+
+
+async def late_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD + chunk("one"))
+    await asyncio.sleep(0.01)
+    writer.write(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize(("serve", "connections"), [(sized, 1), (late_end, 1), (endless, 3)])
+async def test_drained_connections_are_used_again(serve: Serve, connections: int) -> None:
+    """An answer of which all that matters was heard leaves its connection to the next call, if its end comes soon."""
+    async with serving(serve) as (bot, vendor):
+        for _ in range(3):
+            async with bot.stream("/chat", {}, until=bot.deadline()) as arriving:
+                assert await anext(arriving) == b"one"
+                await arriving.drain()
+        assert (vendor.requests, vendor.connections) == (3, connections)
+
+
 async def test_first_byte_timeout() -> None:
     """A vendor that does not begin to answer in time is a timeout that names its key, and is hung up on."""
     async with serving(silent, first_byte_timeout=0.1) as (bot, vendor):
