@@ -76,8 +76,7 @@ class Admission:
     def _leave(self, fault: BaseException | None, trying: bool) -> None:
         self._running -= 1
         self._slots.release()
-        if trying:
-            self._trying = False
+        self._trying = self._trying and not trying
         if isinstance(fault, FAULTS):
             was_closed = self._is_closed
             self._failures += 1

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -17,6 +17,7 @@ from proxy.workers import HANG_UP, READY
 
 LOOPBACK = "127.0.0.1"
 KEEP_ALIVE = 75  # seconds an idle connection stays open: longer than clients and load balancers keep theirs
+TAKEN_AT_ONCE = 8  # new connections: libuv takes one of a listening socket in each round of the loop, so it has copies
 
 
 class AddressTaken(Exception):
@@ -32,6 +33,12 @@ class Server(uvicorn.Server):
         self._grace = grace
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on these listening sockets until told to end; newcomers are let in also where many are being served."""
+        with ExitStack() as stack:
+            copies = [stack.enter_context(listener.dup()) for listener in (sockets or []) * (TAKEN_AT_ONCE - 1)]
+            await super().serve([*(sockets or ()), *copies])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop taking requests at once; a second Ctrl-C does not wait."""

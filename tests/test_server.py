@@ -4,11 +4,12 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import httpx2
 import pytest
+import uvloop
 from starlette.routing import Router
 
 from proxy.server import AddressTaken, Backstage, Server, Worker, address, listen, raise_file_limit
@@ -80,6 +81,31 @@ class Replies:
         self.draining = True
         async with asyncio.timeout(grace):
             await self.stopped.wait()
+
+
+def test_a_crowd_is_let_in_at_once() -> None:
+    """Many that connect at the same moment are let in within a few rounds of the loop, and not one in each."""
+
+    async def rounds() -> int:
+        app: Any = Router()
+        app.relay = replies = Replies()
+        announced = asyncio.Event()
+        with listen("127.0.0.1", 0) as listener, ExitStack() as crowd:
+            server = Server(app, grace=5, announce=announced.set)
+            serving = asyncio.create_task(server.serve([listener]))
+            await announced.wait()
+            for _ in range(64):
+                crowd.enter_context(socket.create_connection(listener.getsockname()))
+            taken = 0
+            while len(server.server_state.connections) < 64 and taken < 100:
+                await asyncio.sleep(0)
+                taken += 1
+            server.should_exit = True
+            replies.stop()
+            await serving
+        return taken
+
+    assert uvloop.run(rounds()) <= 16
 
 
 @asynccontextmanager

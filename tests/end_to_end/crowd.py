@@ -305,8 +305,10 @@ class Ledger:
         allowed = self._check_told(room, ask, text, str(fields.get("message_context", "")))
         question = plain(" ".join(words for _, words in ask.turn))
         room.direct[question] += 1
+        # A client that forgets the oldest may ask again what it does not know to have asked.
+        known = room.stands_for if "continued window" in allowed else ask.history
         if any(landing.number == ask.number for landing in room.landings) or (
-            room.direct[question] > (ask.history + ask.turn).count(("user", question))
+            room.direct[question] > (known + ask.turn).count(("user", question))
             and not any("continued window" in landing.allowed for landing in room.landings)
         ):
             self._complain("I3", f"{question!r} is asked twice", self._story(room), ask)
