@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.bench.parts import PARTS, Bench
+from tests.bench.parts import CONNECTIONS, PARTS, Bench
 from tests.bench.runs import Runs
 from tests.bench.servers import HERE, OTHERS, is_installed, stage
 from tests.bench.tables import bars, tables
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = open_now.enter_context((arguments.out or folder / "rows.jsonl").open("w", encoding="utf-8"))
         scene = open_now.enter_context(stage(folder, built("vendor", folder)))
         runs = Runs(scene, built("load", folder), out, arguments.patience)
-        bench = Bench(scene, runs, arguments.rounds, others, arguments.parked)
+        bench = Bench(scene, runs, arguments.rounds, others, arguments.parked, arguments.connections)
         for name in arguments.only:
             PARTS[name](bench)
             print(tables(runs.rows, name), flush=True)
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--with", type=_names(OTHERS), default=list(OTHERS), dest="others", metavar="NAMES",
                         help=f"of {','.join(OTHERS)}, or none")  # fmt: skip
+    parser.add_argument("--connections", type=_numbers, default=CONNECTIONS, metavar="COUNTS", help="of plain turns")
     parser.add_argument("--parked", type=_numbers, default=[1000, 1_000_000], metavar="COUNTS")
     parser.add_argument("--patience", type=float, default=300, metavar="S", help="for repeating disturbed runs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="every run as a line of JSON")

@@ -29,6 +29,7 @@ class Bench:
     rounds: int
     others: Sequence[str]
     parked: Sequence[int]
+    connections: Sequence[int] = CONNECTIONS
 
     def everybody(self, vendors: Sequence[str], *, direct: bool = True) -> Sequence[Server]:
         """All who are compared, started: one Parley with a model for each vendor."""
@@ -50,7 +51,7 @@ def plain(bench: Bench) -> None:
     bench.runs.set_vendor()
     servers = bench.everybody(VENDORS)
     _warm_up(bench, servers, 0)
-    for connections in CONNECTIONS:
+    for connections in bench.connections:
         slower = connections / 256  # so that each connection is answered more than once
         for number, server in bench.interleaved(servers):
             load = Load(connections, seconds=1 + slower, warm=0.3 + slower)
