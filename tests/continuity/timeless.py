@@ -55,6 +55,7 @@ class TimelessLoop(asyncio.SelectorEventLoop):
         self.busy: Callable[[], bool] = lambda: False
         selector = _Idle()
         super().__init__(selector)
+        self._clock_resolution = 1e-6  # what is less than that ahead is due: after months floats tell no less apart
         selector.idle = self._idle
 
     def time(self) -> float:
